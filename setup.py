@@ -1,0 +1,51 @@
+"""Packaging of tfp_cvae."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "tfp_cvae" / "__init__.py").read_text(), re.MULTILINE)[1]
+
+TENSORBOARD = ["tensorboard>=2.20,<3"]
+NOTEBOOKS = ["ipykernel>=6", "nbclient>=0.10", "nbformat>=5"]
+TEST = ["pytest>=8", *TENSORBOARD, *NOTEBOOKS]
+
+setuptools.setup(
+    name="tfp-cvae",
+    version=VERSION,
+    description="Class-conditional variational autoencoders with TensorFlow Probability and Keras",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=["tfp_cvae"],
+    package_data={"tfp_cvae": ["py.typed"]},
+    python_requires=">=3.10",
+    # tensorflow and tf-keras have to be of the same minor version, and tensorflow-probability of the one made for them.
+    install_requires=[
+        "tensorflow>=2.21,<2.22",
+        "tf-keras>=2.21,<2.22",
+        "tensorflow-probability>=0.25,<0.26",
+        "tensorflow-datasets>=4.9.10,<5",
+        "importlib_resources>=6",  # tensorflow-datasets needs it and does not ask for it.
+        "matplotlib>=3.8",
+        "mlxtend>=0.23",
+        "numpy>=1.26",
+        "pillow>=10",
+        "requests>=2.31",
+        "tyro>=1.0,<2",
+    ],
+    extras_require={
+        "tensorboard": TENSORBOARD,
+        "notebooks": NOTEBOOKS,
+        "test": TEST,
+        "dev": [*TEST, "mypy>=1.15", "pre-commit>=4", "ruff>=0.14"],
+    },
+    entry_points={"console_scripts": ["tfp-cvae = tfp_cvae.cli:main"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

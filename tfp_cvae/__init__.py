@@ -1,0 +1,76 @@
+"""Class-conditional variational autoencoders with TensorFlow Probability and Keras.
+
+The names below are imported when they are first used, so that `import tfp_cvae` and the command line start at once.
+"""
+
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from tfp_cvae.callbacks import ImageGrid as ImageGrid
+    from tfp_cvae.callbacks import KLWarmUp as KLWarmUp
+    from tfp_cvae.callbacks import SwapEMAWeights as SwapEMAWeights
+    from tfp_cvae.config import TrainConfig as TrainConfig
+    from tfp_cvae.data import Dataset as Dataset
+    from tfp_cvae.layers import IndependentBernoulli as IndependentBernoulli
+    from tfp_cvae.layers import MultivariateNormalDiag as MultivariateNormalDiag
+    from tfp_cvae.losses import ELBO as ELBO
+    from tfp_cvae.losses import Distortion as Distortion
+    from tfp_cvae.losses import NegativeELBO as NegativeELBO
+    from tfp_cvae.losses import NegativeIWAE as NegativeIWAE
+    from tfp_cvae.losses import Rate as Rate
+    from tfp_cvae.model import CVAE as CVAE
+    from tfp_cvae.model import build_cvae as build_cvae
+    from tfp_cvae.run import Run as Run
+    from tfp_cvae.sources import load_dataset as load_dataset
+    from tfp_cvae.training import train as train
+
+_MODULES = {
+    "callbacks": ("ImageGrid", "KLWarmUp", "SwapEMAWeights"),
+    "config": ("TrainConfig",),
+    "data": ("Dataset",),
+    "layers": ("IndependentBernoulli", "MultivariateNormalDiag"),
+    "losses": ("ELBO", "Distortion", "NegativeELBO", "NegativeIWAE", "Rate"),
+    "model": ("CVAE", "build_cvae"),
+    "run": ("Run",),
+    "sources": ("load_dataset",),
+    "training": ("train",),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _check_versions() -> None:
+    """Raises ImportError if TensorFlow, tf_keras and TensorFlow Probability are not of one generation."""
+    found = {}
+    for name in ("tensorflow", "tf-keras", "tensorflow-probability"):
+        try:
+            found[name] = ".".join(importlib.metadata.version(name).split(".")[:2])
+        except importlib.metadata.PackageNotFoundError:
+            # A build of another name, such as tensorflow-cpu.
+            continue
+    tensorflow, tf_keras = found.get("tensorflow"), found.get("tf-keras")
+    if (tensorflow and tf_keras and tensorflow != tf_keras) or found.get("tensorflow-probability", "0.25") != "0.25":
+        raise ImportError(
+            "tfp_cvae needs tensorflow and tf-keras of one version and tensorflow-probability 0.25, found "
+            f"{', '.join(f'{name} {version}' for name, version in found.items())}; "
+            "run pip install --force-reinstall tfp-cvae"
+        )
+
+
+_check_versions()

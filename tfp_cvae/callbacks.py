@@ -1,0 +1,164 @@
+"""Keras callbacks for training a CVAE."""
+
+import csv
+import io
+import os
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tf_keras as keras
+
+from tfp_cvae.atomic import write_atomically
+from tfp_cvae.run import HISTORY_COLUMNS
+
+
+class KLWarmUp(keras.callbacks.Callback):
+    """Raises the weight of the KL in `NegativeELBO` linearly, from 1/epochs in the first epoch to its full value.
+
+    The reported bound stays the true one: the weight is in the loss only (Bowman et al. 2016; Sonderby et al. 2016).
+
+    Args:
+        epochs: Epochs until the full weight is reached, >= 1.
+        kl_weight: Full weight.
+    """
+
+    def __init__(self, epochs: int, kl_weight: float = 1.0) -> None:
+        super().__init__()
+        self.epochs = epochs
+        self.kl_weight = kl_weight
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        weight = getattr(self.model.loss, "kl_weight", None)
+        if weight is None:
+            raise TypeError(f"loss: expected NegativeELBO for KLWarmUp, got {self.model.loss!r}")
+        weight.assign(self.kl_weight * min(1.0, (epoch + 1) / self.epochs))
+
+
+class SwapEMAWeights(keras.callbacks.Callback):
+    """Validates, and shows to the callbacks after it, the moving average of the weights that the optimizer keeps.
+
+    For an optimizer with `use_ema=True`. Keras itself puts the average into the model only when training ends, so that
+    validation during training would measure other weights than those that are kept. Put it before `ModelCheckpoint`,
+    and after `BackupAndRestore`, which has to see the weights that are being trained.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._trained: list[np.ndarray] | None = None
+
+    def _swap_in(self) -> None:
+        variables = self.model.trainable_variables
+        self._trained = [variable.numpy() for variable in variables]
+        self.model.optimizer.finalize_variable_values(variables)
+
+    def _swap_out(self) -> None:
+        if self._trained is not None:
+            for variable, value in zip(self.model.trainable_variables, self._trained, strict=True):
+                variable.assign(value)
+            self._trained = None
+
+    def on_test_begin(self, logs: Mapping[str, float] | None = None) -> None:
+        self._swap_in()
+
+    def on_test_end(self, logs: Mapping[str, float] | None = None) -> None:
+        self._swap_out()
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        self._swap_in()
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        self._swap_out()
+
+    def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
+        # The model keeps the average.
+        self._trained = None
+
+
+class HistoryCSV(keras.callbacks.Callback):
+    """Writes one row for each epoch, whole or not at all.
+
+    The columns are `run.HISTORY_COLUMNS`. `seconds` and `images_per_second` are of the training alone, without
+    validation and other callbacks; the bounds are in nats per image.
+
+    Args:
+        path: File to write.
+        images_per_epoch: Number of images that an epoch trains on.
+        rows: Rows of an earlier training that this one continues.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], images_per_epoch: int, rows: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        super().__init__()
+        self.path = pathlib.Path(path)
+        self.images_per_epoch = images_per_epoch
+        self.rows: list[Mapping[str, Any]] = list(rows)
+        self._begin = 0.0
+        self._seconds: float | None = None
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        self._begin, self._seconds = time.perf_counter(), None
+
+    def _stop_clock(self) -> None:
+        if self._seconds is None:
+            self._seconds = time.perf_counter() - self._begin
+
+    def on_test_begin(self, logs: Mapping[str, float] | None = None) -> None:
+        self._stop_clock()
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        self._stop_clock()
+        assert self._seconds is not None
+        row = {
+            "epoch": epoch + 1,
+            "seconds": round(self._seconds, 3),
+            "images_per_second": round(self.images_per_epoch / self._seconds, 1),
+            **(logs or {}),
+        }
+        self.rows.append(row)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, HISTORY_COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(self.path, lambda path: path.write_text(text.getvalue()))
+
+
+class ImageGrid(keras.callbacks.Callback):
+    """Generates one image of each class after each epoch, always from the same latent, and keeps some of them.
+
+    Kept are the epochs 1, 2, 5, 10, 20, 50, ... and the newest one, in an `.npz` file with `epochs` `[e]` int64 and
+    `images` `[e, rows, height, width, channels]` uint8, pixel probabilities times 255. A row is a class; of a model
+    without classes, one of eight latents.
+
+    Args:
+        path: File to write.
+        seed: Seed of the latent.
+        kept: Epochs and images of an earlier training that this one continues.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], seed: int = 0, kept: Mapping[int, np.ndarray] | None = None
+    ) -> None:
+        super().__init__()
+        self.path = pathlib.Path(path)
+        self.seed = seed
+        self.images: dict[int, np.ndarray] = dict(kept or {})
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        num_classes = self.model.num_classes
+        if num_classes:
+            images = self.model.generate(np.arange(num_classes), np.full(num_classes, self.seed))
+        else:
+            images = self.model.generate(seed=self.seed + np.arange(8))
+        self.images = {number: kept for number, kept in self.images.items() if _is_round(number)}
+        self.images[epoch + 1] = np.round(images.numpy() * 255).astype(np.uint8)
+        epochs, images = np.array(list(self.images)), np.stack(list(self.images.values()))
+        write_atomically(self.path, lambda path: np.savez_compressed(path, epochs=epochs, images=images))
+
+
+def _is_round(number: int) -> bool:
+    """Whether the number is 1, 2 or 5 times a power of ten."""
+    return str(number).rstrip("0") in ("1", "2", "5")

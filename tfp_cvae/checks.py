@@ -1,0 +1,67 @@
+"""Checks of arrays that a user gives. Each raises with the name, what was expected, what came and what to do."""
+
+from typing import Any
+
+import numpy as np
+
+
+def integers(name: str, value: Any) -> np.ndarray:
+    """Returns an integer or a list of integers as int64, of shape `[]` or `[n]`, n >= 1."""
+    array = np.asarray(value)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"{name}: expected an integer or a list of integers, got {value!r}")
+    if array.ndim > 1 or array.size == 0:
+        raise ValueError(f"{name}: expected an integer or [n] integers, n >= 1, got shape {list(array.shape)}")
+    return array.astype(np.int64)
+
+
+def labels(name: str, value: np.ndarray, num_classes: int) -> None:
+    """Checks that labels are in [0, num_classes)."""
+    low, high = value.min(), value.max()
+    if low < 0 or high >= num_classes:
+        raise ValueError(f"{name}: expected 0 to {num_classes - 1}, got {high if high >= num_classes else low}")
+
+
+def unit_interval(name: str, value: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Checks that an array is `[n, *shape]`, finite and in [0, 1]."""
+    if value.shape[1:] != shape or value.ndim != len(shape) + 1:
+        raise ValueError(f"{name}: expected shape [n, {', '.join(map(str, shape))}], got {list(value.shape)}")
+    if value.size and not (value.min() >= 0 and value.max() <= 1):
+        hint = "; divide grey values by 255, or binarize them" if value.max() > 1 else ""
+        raise ValueError(f"{name}: expected values in [0, 1], got {value.min()} to {value.max()}{hint}")
+
+
+def sum_to_one(name: str, value: np.ndarray) -> None:
+    """Checks that each row is one-hot, or a mixture of classes."""
+    sums = value.sum(axis=-1)
+    if not np.allclose(sums, 1, atol=1e-3):
+        row = int(np.argmax(np.abs(sums - 1)))
+        raise ValueError(f"{name}: expected rows that sum to 1 (one-hot, or a mixture), got {sums[row]} in row {row}")
+
+
+def pixels(name: str, value: Any) -> np.ndarray:
+    """Returns images as `[n, height, width, channels]` uint8.
+
+    Taken are integers in [0, 255], floats in [0, 1] and bool, with or without the axis of channels.
+    """
+    images = np.asarray(value)
+    if images.ndim not in (3, 4):
+        expected = "[n, height, width] or [n, height, width, channels]"
+        raise ValueError(f"{name}: expected shape {expected}, got {list(images.shape)}")
+    if images.size == 0:
+        raise ValueError(f"{name}: expected at least one image and one pixel, got shape {list(images.shape)}")
+    images = images[..., np.newaxis] if images.ndim == 3 else images
+    if images.dtype == bool:
+        return images * np.uint8(255)
+    low, high = (images.min(), images.max()) if np.issubdtype(images.dtype, np.number) else (0, 0)
+    if np.issubdtype(images.dtype, np.integer):
+        if low < 0 or high > 255:
+            raise ValueError(f"{name}: expected integers in [0, 255], got {low} to {high}")
+        if high == 1:
+            raise ValueError(f"{name}: expected integers in [0, 255], got only 0 and 1; give binary images as bool")
+        return images.astype(np.uint8)
+    if np.issubdtype(images.dtype, np.floating):
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"{name}: expected floats in [0, 1], got {low} to {high}; divide them by their maximum")
+        return np.round(images * 255).astype(np.uint8)
+    raise TypeError(f"{name}: expected integers in [0, 255], floats in [0, 1] or bool, got dtype {images.dtype}")

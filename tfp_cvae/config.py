@@ -1,0 +1,156 @@
+"""The settings of a training run: one frozen dataclass that validates itself. Imports no TensorFlow."""
+
+import dataclasses
+import difflib
+import json
+import math
+import numbers
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+Binarization = Literal["dynamic", "threshold", "none"]
+Network = Literal["mlp", "residual", "conv"]
+Prior = Literal["standard", "label"]
+Objective = Literal["elbo", "iwae"]
+LearningRateSchedule = Literal["cosine", "constant"]
+
+_CHOICES = {
+    "binarization": Binarization,
+    "network": Network,
+    "prior": Prior,
+    "objective": Objective,
+    "learning_rate_schedule": LearningRateSchedule,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides the result of a training run.
+
+    Raises:
+        TypeError: If a value is of the wrong kind.
+        ValueError: If a value is out of range.
+    """
+
+    dataset: str = "mnist5k"
+    """mnist5k (embedded), a TFDS name such as mnist, a file.npz, or a folder with a subfolder for each class."""
+    binarization: Binarization = "dynamic"
+    """Pixels of 0 and 1 drawn with probability pixel/255, or pixel >= 128, or none: grey values, whose bounds are not
+    comparable."""
+    conditional: bool = True
+    """Condition on the label; without it, the plain VAE."""
+
+    network: Network = "mlp"
+    """Encoder and decoder."""
+    latent_size: int = 40
+    """Size of z."""
+    width: int | None = None
+    """Units (mlp, residual) or channels (conv) of a layer; by default what suits the network."""
+    depth: int | None = None
+    """Hidden layers (mlp) or residual blocks (residual; conv: at each resolution)."""
+    prior: Prior = "standard"
+    """p(z|y): the standard normal, or one normal learned for each label."""
+
+    objective: Objective = "elbo"
+    """Bound that is maximised."""
+    num_samples: int = 1
+    """Latent samples K for each image."""
+    kl_weight: float = 1.0
+    """Weight of the KL in the loss; the reported bound stays the true one."""
+    kl_warmup_epochs: int = 0
+    """Epochs in which the KL weight rises linearly from 0."""
+    free_bits: float = 0.0
+    """Nats of KL that each latent dimension has for free in the loss."""
+
+    epochs: int = 100
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images for each step."""
+    learning_rate: float = 1e-3
+    """Of Adam, at the start."""
+    learning_rate_schedule: LearningRateSchedule = "cosine"
+    """How the learning rate falls: along a cosine to 0 at the last epoch, or not at all."""
+    ema_momentum: float = 0.999
+    """Momentum of the moving average of the weights, which is what is validated and kept; 0 keeps the weights."""
+    early_stopping: int = 0
+    """Epochs without a better validation bound after which training stops; 0 for never."""
+    tensorboard: bool = False
+    """Write logs for TensorBoard, which has to be installed (the extra tensorboard)."""
+    seed: int = 0
+    """Seed of the initial weights, the order of the images, the binarization and the latent samples."""
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            check_choice(name, getattr(self, name), typing.get_args(choices))
+        for name in ("latent_size", "num_samples", "epochs", "batch_size"):
+            check_integer(name, getattr(self, name), 1)
+        for name in ("width", "depth"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), 1)
+        for name in ("kl_warmup_epochs", "early_stopping", "seed"):
+            check_integer(name, getattr(self, name), 0)
+        for name in ("kl_weight", "free_bits", "learning_rate"):
+            check_number(name, getattr(self, name), 0)
+        check_number("ema_momentum", self.ema_momentum, 0, below=1)
+        check_number("seed", self.seed, 0, below=2**31)
+        if self.objective == "iwae" and (self.kl_weight != 1 or self.kl_warmup_epochs or self.free_bits):
+            raise ValueError(
+                "objective: expected elbo with kl_weight, kl_warmup_epochs or free_bits, got iwae, which has no KL "
+                "term; leave those at their defaults"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
+        """Inverse of `to_dict`.
+
+        Args:
+            values: Values by field name; fields that are left out take their defaults.
+
+        Raises:
+            ValueError: If a key is not a field.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in names:
+                near = difflib.get_close_matches(key, names, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(names)}"
+                raise ValueError(f"config: expected a known key, got {key!r}; {hint}")
+        return cls(**values)
+
+    def to_json(self) -> str:
+        """JSON text."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "TrainConfig":
+        """Inverse of `to_json`."""
+        return cls.from_dict(json.loads(text))
+
+
+def check_integer(name: str, value: Any, minimum: int) -> int:
+    """Returns `value` if it is an integer >= `minimum`, else raises TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name}: expected an integer >= {minimum}, got {value!r} of type {type(value).__name__}")
+    if value < minimum:
+        raise ValueError(f"{name}: expected an integer >= {minimum}, got {value}")
+    return int(value)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raises ValueError if `value` is not one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def check_number(name: str, value: Any, minimum: float, below: float = math.inf) -> None:
+    """Raises TypeError or ValueError if `value` is not a finite number in [minimum, below)."""
+    expected = f"a number >= {minimum:g}" + (f" and < {below:g}" if below < math.inf else "")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected {expected}, got {value!r} of type {type(value).__name__}")
+    if not minimum <= value < below:
+        raise ValueError(f"{name}: expected {expected}, got {value}")

@@ -1,0 +1,132 @@
+"""The figures of a run: what `plotting` is given, and the files that come of it."""
+
+import functools
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from tfp_cvae import plotting
+from tfp_cvae.atomic import write_atomically
+from tfp_cvae.config import check_integer
+from tfp_cvae.data import Dataset
+from tfp_cvae.model import CVAE
+from tfp_cvae.run import Run
+
+_DPI = 150
+_SAMPLES = 12
+_STYLES = 8
+# Seeds from here on, so that the samples are others than those that were watched during training.
+_FIRST_SEED = 1000
+
+
+def draw(run: Run, cvae: CVAE, dataset: Dataset | None = None) -> list[pathlib.Path]:
+    """Draws the figures of a run into `figures/`.
+
+    Args:
+        run: The run.
+        cvae: Its model.
+        dataset: Its data set, for the figure with real images; None to leave that one out.
+
+    Returns:
+        The files, of those of `lower_bound.png`, `generated_by_epoch.png`, `classes.png` and `styles.png` for which the
+        run has what they show.
+    """
+    folder = run.path / "figures"
+    folder.mkdir(exist_ok=True)
+    drawn = []
+    for name, figure in _figures(run, cvae, dataset):
+        path = folder / f"{name}.png"
+        write_atomically(path, functools.partial(figure.savefig, dpi=_DPI))
+        drawn.append(path)
+    return drawn
+
+
+def save_samples(run: Run, label: int | None, count: int, seed: int, path: pathlib.Path) -> None:
+    """Generates images of one class and writes them as one picture, eight in a row.
+
+    Args:
+        run: The run.
+        label: Class; None for a model without classes.
+        count: Number of images, >= 1.
+        seed: Seed of the first image; the others follow it.
+        path: Picture to write.
+
+    Raises:
+        ValueError: If the label does not exist, or the format of the picture is not known.
+    """
+    check_integer("count", count, 1)
+    images = run.model().generate(None if label is None else [label] * count, seed).numpy()
+    columns = min(count, 8)
+    blank = np.ones((-count % columns, *images.shape[1:]), np.float32)
+    table = np.concatenate([images, blank]).reshape(-1, columns, *images.shape[1:])
+    name = "" if label is None else f", class {run.class_names[label]}"
+    title = f"{run.config.dataset}{name}: seeds {seed} to {seed + count - 1}"
+    figure = plotting.image_table(table, [""] * len(table), [], title=title)
+    write_atomically(path, functools.partial(figure.savefig, dpi=_DPI))
+
+
+def _figures(run: Run, cvae: CVAE, dataset: Dataset | None) -> Iterator[tuple[str, Figure]]:
+    name = run.config.dataset
+    history = run.history()
+    if history:
+        columns = {key: np.array([row[key] for row in history]) for key in history[0]}
+        yield "lower_bound", plotting.lower_bound(columns, f"{name}: evidence lower bound, {run.binarization_note()}")
+    if run.has_images_by_epoch():
+        epochs, images = run.images_by_epoch()
+        yield (
+            "generated_by_epoch",
+            plotting.image_table(
+                images.swapaxes(0, 1),
+                run.class_names or [""] * images.shape[1],
+                [str(epoch) for epoch in epochs],
+                title=f"{name}: the same latent after each epoch",
+                row_label="class" if run.class_names else "",
+                column_label="epoch",
+            ),
+        )
+    yield "classes", _classes(run, cvae)
+    if dataset is not None:
+        yield "styles", _styles(run, cvae, dataset)
+
+
+def _classes(run: Run, cvae: CVAE) -> Figure:
+    """Fresh samples: a row for each class; without classes, eight rows."""
+    rows = cvae.num_classes or _STYLES
+    seeds = _FIRST_SEED + np.arange(rows * _SAMPLES)
+    label = np.repeat(np.arange(rows), _SAMPLES) if cvae.num_classes else None
+    images = cvae.generate(label, seeds).numpy()
+    return plotting.image_table(
+        images.reshape(rows, _SAMPLES, *images.shape[1:]),
+        run.class_names or [""] * rows,
+        [],
+        title=f"{run.config.dataset}: fresh samples",
+        row_label="class" if run.class_names else "",
+    )
+
+
+def _styles(run: Run, cvae: CVAE, dataset: Dataset) -> Figure:
+    """Test images, their reconstructions, and their latents decoded under every label."""
+    split = dataset.test
+    # As many different classes as there are rows.
+    first = [int(np.flatnonzero(split.labels == label)[0]) for label in np.unique(split.labels)[:_STYLES]]
+    rest = [index for index in range(len(split)) if index not in first]
+    chosen = np.array(sorted(first + rest[: max(0, _STYLES - len(first))], key=lambda index: split.labels[index]))
+    image, label = split.binarized(run.config.binarization)[chosen], split.labels[chosen]
+    one_hot = np.eye(cvae.num_classes, dtype=np.float32) if cvae.num_classes else None
+    columns = [image, cvae.reconstruct(image, label if cvae.num_classes else None)]
+    names = ["image", "recon-\nstruction"]
+    if one_hot is not None:
+        latent = cvae.posterior(image, one_hot[label]).mean()
+        columns += [cvae.likelihood(latent, np.repeat(row[np.newaxis], len(image), 0)).mean() for row in one_hot]
+        names += run.class_names
+    return plotting.image_table(
+        np.stack(columns, axis=1),
+        [dataset.class_names[index] for index in label],
+        names,
+        title=f"{run.config.dataset}: test images, and their latents under every label",
+        row_label="class" if cvae.num_classes else "",
+        column_label="decoded as" if cvae.num_classes else "",
+        gap_after=2,
+    )

@@ -1,0 +1,122 @@
+"""Distribution layers that Keras can save and load with `safe_mode` on.
+
+They follow the convention of `tfp.layers`: a layer maps a tensor of parameters to a distribution, and the static
+method `params_size` says how many parameters a preceding `Dense` layer has to deliver. The layers of `tfp.layers` hold
+a lambda, which Keras refuses to load from a `.keras` file; these hold only their event shape.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+import tf_keras as keras
+from tensorflow_probability import distributions as tfd
+
+# softplus(_UNIT_SCALE) = 1: a network whose raw output is zero starts at unit scale.
+_UNIT_SCALE = math.log(math.expm1(1.0))
+
+
+class _SerializableDistributionLambda(tfp.layers.DistributionLambda):
+    """`DistributionLambda` whose configuration is its event shape, and whose tensor value is the mean."""
+
+    def __init__(self, make_distribution_fn: Any, event_shape: Any, **kwargs: Any) -> None:
+        self._event_shape = event_shape
+        super().__init__(make_distribution_fn, convert_to_tensor_fn=tfd.Distribution.mean, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        # The parent's configuration pickles its functions. The base layer's does not.
+        return {**keras.layers.Layer.get_config(self), "event_shape": self._event_shape}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "_SerializableDistributionLambda":
+        del custom_objects
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable("tfp_cvae")
+class MultivariateNormalDiag(_SerializableDistributionLambda):
+    """Turns parameters into N(loc, diag(scale)^2), as `tfd.MultivariateNormalDiag`.
+
+    The parameters are `[loc, raw]` along the last axis, and `scale = softplus(raw + log(e - 1))`, so that `raw = 0` is
+    unit scale.
+
+    Args:
+        event_shape: Size d of the vector.
+        **kwargs: Of `keras.layers.Layer`.
+
+    Call args:
+        params: `[batch, 2 * d]` float.
+
+    Returns:
+        `tfd.MultivariateNormalDiag` with batch shape `[batch]` and event shape `[d]`. As a tensor it is its mean.
+    """
+
+    def __init__(self, event_shape: int, **kwargs: Any) -> None:
+        def make_distribution(params: tf.Tensor) -> tfd.Distribution:
+            loc, raw = tf.split(params, 2, axis=-1)
+            return tfd.MultivariateNormalDiag(loc=loc, scale_diag=tf.nn.softplus(raw + _UNIT_SCALE))
+
+        super().__init__(make_distribution, int(event_shape), **kwargs)
+
+    @staticmethod
+    def params_size(event_shape: int) -> int:
+        """Number of parameters of one distribution: d means and d raw scales."""
+        return 2 * event_shape
+
+
+@keras.saving.register_keras_serializable("tfp_cvae")
+class IndependentBernoulli(_SerializableDistributionLambda):
+    """Turns logits into independent Bernoulli pixels, as `tfd.Independent(tfd.Bernoulli)`.
+
+    Args:
+        event_shape: Shape of an image, `[height, width, channels]`.
+        **kwargs: Of `keras.layers.Layer`.
+
+    Call args:
+        params: Logits, `[batch, height * width * channels]` or already `[batch, height, width, channels]`, float.
+
+    Returns:
+        `tfd.Independent(tfd.Bernoulli)` with batch shape `[batch]` and event shape `[height, width, channels]`. As a
+        tensor it is its mean: pixel probabilities in [0, 1].
+    """
+
+    def __init__(self, event_shape: Sequence[int], **kwargs: Any) -> None:
+        shape = tuple(int(size) for size in event_shape)
+
+        def make_distribution(params: tf.Tensor) -> tfd.Distribution:
+            logits = tf.reshape(params, (-1, *shape))
+            return tfd.Independent(
+                tfd.Bernoulli(logits=logits, dtype=logits.dtype), reinterpreted_batch_ndims=len(shape)
+            )
+
+        super().__init__(make_distribution, shape, **kwargs)
+
+    @staticmethod
+    def params_size(event_shape: Sequence[int]) -> int:
+        """Number of logits of one image: one for each pixel and channel."""
+        return int(np.prod(event_shape))
+
+
+@keras.saving.register_keras_serializable("tfp_cvae")
+class PixelBias(keras.layers.Layer):
+    """Adds one trainable bias to each logit of an image, whatever network produced it.
+
+    Set to the log-odds of the mean training image, it spares the network the first epochs, in which it would learn just
+    that.
+
+    Call args:
+        inputs: Logits, `[batch, ...]` float.
+
+    Returns:
+        Tensor of the same shape.
+    """
+
+    def build(self, input_shape: tf.TensorShape) -> None:
+        self.bias = self.add_weight(name="bias", shape=input_shape[1:], initializer="zeros")
+        super().build(input_shape)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return inputs + self.bias

@@ -1,0 +1,120 @@
+"""Keras losses and metrics: the dress of `objectives` for `compile`.
+
+`y_true` is the image, `y_pred` what the model returns, a `CVAEOutput`. The losses give one value for each image and
+Keras takes the mean over the batch; the metrics are means over the epoch in which every image counts the same, so a
+ragged last batch changes nothing. All are in nats per image.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+import tf_keras as keras
+
+from tfp_cvae import objectives
+
+
+@keras.saving.register_keras_serializable("tfp_cvae")
+class NegativeELBO(keras.losses.Loss):
+    """Negative evidence lower bound, D + R, with the KL in closed form.
+
+        loss = D + kl_weight * R
+
+    With `free_bits` the rate is replaced by sum_j max(free_bits, mean over the batch of R_j), j over latent dimensions
+    (Kingma et al. 2016, eq. 15). Neither option changes what the metrics report.
+
+    Args:
+        kl_weight: Weight of the rate, >= 0; 1 is the bound. `callbacks.KLWarmUp` changes it during training.
+        free_bits: Rate in nats that each latent dimension has for free, >= 0.
+        **kwargs: Of `keras.losses.Loss`.
+
+    Raises:
+        ValueError: If an argument is negative.
+    """
+
+    def __init__(
+        self, kl_weight: float = 1.0, free_bits: float = 0.0, name: str = "negative_elbo", **kwargs: Any
+    ) -> None:
+        super().__init__(name=name, **kwargs)
+        for argument, value in (("kl_weight", kl_weight), ("free_bits", free_bits)):
+            if not value >= 0:
+                raise ValueError(f"{argument}: expected a number >= 0, got {value}")
+        self.kl_weight = tf.Variable(kl_weight, trainable=False, dtype=tf.float32, name="kl_weight")
+        self.free_bits = free_bits
+
+    def call(self, y_true: tf.Tensor, y_pred: Any) -> tf.Tensor:
+        """Loss of each image.
+
+        Args:
+            y_true: Image, `[batch, height, width, channels]` float32, in {0, 1}.
+            y_pred: Model output.
+
+        Returns:
+            `[batch]` float32, nats per image.
+        """
+        if self.free_bits:
+            per_dimension = tf.reduce_mean(objectives.rate_per_dimension(y_pred), axis=0)
+            rate = tf.reduce_sum(tf.maximum(per_dimension, self.free_bits))
+        else:
+            rate = objectives.rate(y_pred)
+        return objectives.distortion(y_true, y_pred) + self.kl_weight * rate
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "kl_weight": float(self.kl_weight), "free_bits": self.free_bits}
+
+
+@keras.saving.register_keras_serializable("tfp_cvae")
+class NegativeIWAE(keras.losses.Loss):
+    """Negative importance-weighted bound, -log 1/K sum_k w_k, with K the model's `num_samples`.
+
+    Source: Burda et al. 2015, eq. 8.
+
+    Args:
+        **kwargs: Of `keras.losses.Loss`.
+    """
+
+    def __init__(self, name: str = "negative_iwae", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+
+    def call(self, y_true: tf.Tensor, y_pred: Any) -> tf.Tensor:
+        """Loss of each image; arguments and result as of `NegativeELBO.call`."""
+        return -objectives.iwae(y_true, y_pred)
+
+
+class _BoundMetric(keras.metrics.Mean):
+    """Mean of an objective over all images of an epoch."""
+
+    objective: Callable[[tf.Tensor, Any], tf.Tensor]
+
+    def update_state(self, y_true: tf.Tensor, y_pred: Any, sample_weight: tf.Tensor | None = None) -> Any:
+        return super().update_state(type(self).objective(y_true, y_pred), sample_weight=sample_weight)
+
+
+@keras.saving.register_keras_serializable("tfp_cvae")
+class ELBO(_BoundMetric):
+    """Evidence lower bound, always the true one: no KL weight, no free bits, whatever the loss is."""
+
+    objective = staticmethod(objectives.elbo)
+
+    def __init__(self, name: str = "elbo", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+
+
+@keras.saving.register_keras_serializable("tfp_cvae")
+class Rate(_BoundMetric):
+    """Rate KL(q(z|x,y) || p(z|y))."""
+
+    objective = staticmethod(lambda image, output: objectives.rate(output))
+
+    def __init__(self, name: str = "rate", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+
+
+@keras.saving.register_keras_serializable("tfp_cvae")
+class Distortion(_BoundMetric):
+    """Distortion -E_q[log p(x|z,y)]."""
+
+    objective = staticmethod(objectives.distortion)
+
+    def __init__(self, name: str = "distortion", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)

@@ -1,0 +1,435 @@
+"""The conditional VAE as a Keras model, trained by stock `compile` and `fit`."""
+
+import dataclasses
+import os
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+from tensorflow_probability import distributions as tfd
+
+from tfp_cvae import checks, networks
+from tfp_cvae.atomic import write_atomically
+from tfp_cvae.config import Network, Prior, check_choice, check_integer
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CVAEOutput:
+    """What `CVAE.__call__` returns, and Keras hands to loss and metrics as `y_pred`.
+
+    As a tensor, for `predict`, it is the mean image: pixel probabilities `[batch, height, width, channels]`.
+
+    Attributes:
+        posterior: q(z|x,y), batch shape `[batch]`, event shape `[latent_size]`.
+        prior: p(z|y), the same shapes.
+        latent: z_k ~ q(z|x,y), `[num_samples, batch, latent_size]` float32.
+        likelihood: p(x|z_k,y), batch shape `[num_samples, batch]`, event shape `[height, width, channels]`.
+    """
+
+    posterior: tfd.Distribution
+    prior: tfd.Distribution
+    latent: tf.Tensor
+    likelihood: tfd.Distribution
+
+    @property
+    def shape(self) -> tf.TensorShape:
+        """Static shape of the mean image."""
+        return self.latent.shape[1:2].concatenate(self.likelihood.event_shape)
+
+    @property
+    def dtype(self) -> tf.DType:
+        """Type of the mean image."""
+        return self.likelihood.dtype
+
+    def mean_image(self) -> tf.Tensor:
+        """Pixel probabilities, the mean over the latent samples: `[batch, height, width, channels]` float32."""
+        return tf.reduce_mean(self.likelihood.mean(), axis=0)
+
+
+tf.register_tensor_conversion_function(
+    CVAEOutput, lambda value, dtype=None, name=None, as_ref=False: value.mean_image()
+)
+
+
+@keras.saving.register_keras_serializable("tfp_cvae")
+class CVAE(keras.Model):
+    """Class-conditional variational autoencoder p(x,z|y) = p(x|z,y) p(z|y), with q(z|x,y) for inference.
+
+    Source: Kingma and Welling 2014; with a label, Sohn et al. 2015.
+
+    The latent samples drawn in `call` are a function of (`seed`, training step, batch): the same seed gives the same
+    training, and evaluating the same batches again gives the same numbers.
+
+    Args:
+        encoder: Functional Keras model from `image` or `[image, one_hot]` to a `MultivariateNormalDiag` layer.
+        decoder: Functional Keras model from `latent` or `[latent, one_hot]` to an `IndependentBernoulli` layer.
+        prior: Functional Keras model from `one_hot` to a `MultivariateNormalDiag` layer, or None for N(0, I).
+        num_samples: Latent samples K for each image, >= 1.
+        seed: Seed of the latent samples.
+        **kwargs: Of `keras.Model`.
+
+    Attributes:
+        image_shape: `(height, width, channels)`.
+        num_classes: Width of the one-hot label; 0 for the plain VAE, whose methods take no label.
+        latent_size: Size of z.
+
+    Raises:
+        TypeError: If a network is not a functional Keras model with these inputs.
+        ValueError: If encoder, decoder and prior do not fit each other, or `num_samples` < 1.
+    """
+
+    def __init__(
+        self,
+        encoder: keras.Model,
+        decoder: keras.Model,
+        prior: keras.Model | None = None,
+        num_samples: int = 1,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.image_shape, encoder_classes = _input_shapes(encoder, "encoder", "image")
+        (self.latent_size,), decoder_classes = _input_shapes(decoder, "decoder", "latent")
+        self.num_classes = decoder_classes or encoder_classes
+        if num_samples < 1:
+            raise ValueError(f"num_samples: expected an integer >= 1, got {num_samples}")
+        self.encoder = encoder
+        self.decoder = decoder
+        self.prior_network = prior
+        self.num_samples = num_samples
+        self.seed = seed
+        self.step = self.add_weight(
+            name="step",
+            shape=(),
+            dtype="int64",
+            initializer="zeros",
+            trainable=False,
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
+        self.built = True
+
+    def posterior(self, image: tf.Tensor, one_hot: tf.Tensor | None = None) -> tfd.Distribution:
+        """Approximate posterior q(z|x,y).
+
+        Args:
+            image: `[batch, height, width, channels]` float32, in [0, 1].
+            one_hot: `[batch, num_classes]` float32, one-hot or a convex mixture; None without classes.
+
+        Returns:
+            `tfd.MultivariateNormalDiag`, batch shape `[batch]`, event shape `[latent_size]`.
+        """
+        return self.encoder(_network_inputs(self.encoder, image, one_hot))
+
+    def prior(self, one_hot: tf.Tensor | None = None) -> tfd.Distribution:
+        """Prior p(z|y).
+
+        Args:
+            one_hot: `[batch, num_classes]` float32; may be None if the prior does not depend on it.
+
+        Returns:
+            `tfd.MultivariateNormalDiag`, event shape `[latent_size]`; batch shape `[batch]`, or `[]` for N(0, I).
+        """
+        if self.prior_network is None:
+            return tfd.MultivariateNormalDiag(loc=tf.zeros([self.latent_size]))
+        return self.prior_network(one_hot)
+
+    def likelihood(self, latent: tf.Tensor, one_hot: tf.Tensor | None = None) -> tfd.Distribution:
+        """Likelihood p(x|z,y).
+
+        Args:
+            latent: `[..., batch, latent_size]` float32.
+            one_hot: `[batch, num_classes]` float32; None without classes.
+
+        Returns:
+            `tfd.Independent(tfd.Bernoulli)`, batch shape `[..., batch]`, event shape `[height, width, channels]`.
+        """
+        latent = tf.convert_to_tensor(latent, tf.float32)
+        if latent.shape.rank == 2:
+            return self.decoder(_network_inputs(self.decoder, latent, one_hot))
+        # The decoder takes one batch dimension: fold the others into it, and unfold the logits.
+        batch_shape = tf.shape(latent)[:-1]
+        if one_hot is not None:
+            one_hot = tf.broadcast_to(one_hot, tf.concat([batch_shape, tf.shape(one_hot)[-1:]], axis=0))
+            one_hot = tf.reshape(one_hot, [-1, one_hot.shape[-1]])
+        flat = self.decoder(_network_inputs(self.decoder, tf.reshape(latent, [-1, self.latent_size]), one_hot))
+        logits = flat.tensor_distribution.distribution.logits_parameter()
+        logits = tf.reshape(logits, tf.concat([batch_shape, self.image_shape], axis=0))
+        return tfd.Independent(tfd.Bernoulli(logits=logits, dtype=logits.dtype), reinterpreted_batch_ndims=3)
+
+    def call(self, inputs: Any, training: bool = False) -> CVAEOutput:
+        """Encodes, samples and decodes; what `fit`, `evaluate` and `predict` run.
+
+        Args:
+            inputs: `(image, one_hot)`, or `image` alone without classes.
+            training: Whether this is a training step, which draws new latent samples each time.
+
+        Returns:
+            The distributions and samples of `CVAEOutput`.
+
+        Raises:
+            ValueError: If image or one_hot is missing or has the wrong shape.
+        """
+        image, one_hot = self._checked_inputs(inputs)
+        posterior = self.posterior(image, one_hot)
+        latent = posterior.sample(self.num_samples, seed=self._sampling_seed(image, training))
+        return CVAEOutput(posterior, self.prior(one_hot), latent, self.likelihood(latent, one_hot))
+
+    def generate(self, label: Any = None, seed: Any = 0) -> tf.Tensor:
+        """Generates images of given classes: p(x|z,y) with z ~ p(z|y).
+
+        An image depends on its own label and seed alone, not on the others that are generated with it.
+
+        Args:
+            label: Class of each image, integer or `[n]` integers in [0, num_classes); None without classes.
+            seed: Seed of each image, `[n]` integers; or one integer s, which means s, s + 1, ... The same seed under
+                another label is the same standard normal sample, seen through the prior of that label.
+
+        Returns:
+            Pixel probabilities, `[n, height, width, channels]` float32 in [0, 1].
+
+        Raises:
+            TypeError: If label or seed is not an integer.
+            ValueError: If a label does not exist, or label and seed differ in number.
+        """
+        one_hot, seed = self._checked_rows(label, seed)
+        prior = self.prior(one_hot)
+        latent = prior.mean() + prior.stddev() * standard_normal(seed, self.latent_size)
+        return self.likelihood(latent, one_hot).mean()
+
+    def reconstruct(self, image: Any, label: Any = None, seed: Any = None) -> tf.Tensor:
+        """Reconstructs images: p(x|z,y) with z the posterior mean, or a posterior sample if there is a seed.
+
+        Args:
+            image: `[n, height, width, channels]` float, in [0, 1].
+            label: Class of each image, integer or `[n]` integers in [0, num_classes); None without classes.
+            seed: None, or as for `generate`.
+
+        Returns:
+            Pixel probabilities, `[n, height, width, channels]` float32 in [0, 1].
+
+        Raises:
+            TypeError: If label or seed is not an integer.
+            ValueError: If image, label or seed has the wrong shape or range.
+        """
+        image = np.asarray(image, np.float32)
+        checks.unit_interval("image", image, self.image_shape)
+        one_hot, seeds = self._checked_rows(label, 0 if seed is None else seed, size=len(image))
+        posterior = self.posterior(tf.constant(image), one_hot)
+        latent = posterior.mean()
+        if seed is not None:
+            latent += posterior.stddev() * standard_normal(seeds, self.latent_size)
+        return self.likelihood(latent, one_hot).mean()
+
+    def fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> keras.callbacks.History:
+        """Trains as `keras.Model.fit` does, after a check of what is given.
+
+        Args:
+            x: `(image, one_hot)` arrays, or `image` without classes; or a `tf.data.Dataset` of
+                `((image, one_hot), image)`.
+            y: `image` again, with arrays.
+            **kwargs: Of `keras.Model.fit`.
+
+        Raises:
+            TypeError: If a callback is not one of `tf_keras`.
+            ValueError: If an array is not finite, out of range or of the wrong shape.
+        """
+        self._check_arrays(x)
+        _check_callbacks(kwargs.get("callbacks"))
+        return super().fit(x, y, **kwargs)
+
+    def evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
+        """Evaluates as `keras.Model.evaluate` does, after the checks of `fit`."""
+        # `fit` validates through this method too, with arguments that it has made itself.
+        if "_use_cached_eval_dataset" not in kwargs:
+            self._check_arrays(x)
+            _check_callbacks(kwargs.get("callbacks"))
+        return super().evaluate(x, y, **kwargs)
+
+    def save(self, filepath: Any, overwrite: bool = True, save_format: str | None = None, **kwargs: Any) -> None:
+        """Saves the model in the `.keras` format, which `keras.models.load_model` reads with `safe_mode` on.
+
+        The file is replaced as a whole: an interrupted save leaves the earlier file as it was.
+
+        Raises:
+            ValueError: If `filepath` does not end in `.keras`, or another format is asked for.
+        """
+        if save_format not in (None, "keras") or not os.fspath(filepath).endswith(".keras"):
+            raise ValueError(
+                f"filepath: expected a name that ends in .keras, got {os.fspath(filepath)!r} (format {save_format}); "
+                "save as .keras to load the model in Keras again"
+            )
+        if not overwrite and os.path.exists(filepath):
+            raise ValueError(
+                f"filepath: expected a new file, got {os.fspath(filepath)!r}, which exists; pass overwrite=True"
+            )
+        write_atomically(filepath, lambda path: super(CVAE, self).save(path, **kwargs))
+
+    def _sampling_seed(self, image: tf.Tensor, training: bool) -> tf.Tensor:
+        # The sum of the pixels tells batches apart, so that two batches of one evaluation do not share their noise.
+        fingerprint = tf.bitcast(tf.reduce_sum(tf.cast(image, tf.float32)), tf.int32)
+        seed = tf.stack([tf.constant(self.seed, tf.int32), fingerprint])
+        if not training:
+            return seed
+        self.step.assign_add(1)
+        return tf.random.experimental.stateless_fold_in(seed, tf.cast(self.step, tf.int32))
+
+    def _checked_inputs(self, inputs: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
+        image, *rest = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
+        if len(rest) != (1 if self.num_classes else 0):
+            expected = "(image, one_hot)" if self.num_classes else "image alone, as num_classes is 0"
+            raise ValueError(f"inputs: expected {expected}, got {1 + len(rest)} arrays")
+        for (name, shape), tensor in zip(self._input_shapes(), (image, *rest), strict=True):
+            if not tensor.shape[1:].is_compatible_with(shape):
+                expected = ", ".join(map(str, shape))
+                raise ValueError(f"{name}: expected shape [batch, {expected}], got {tensor.shape.as_list()}")
+        return image, (rest[0] if rest else None)
+
+    def _check_arrays(self, x: Any) -> None:
+        """Checks what `fit` is given as arrays; a `tf.data.Dataset` is checked by its shapes, in `call`."""
+        arrays = x if isinstance(x, (tuple, list)) else (x,)
+        for (name, shape), array in zip(self._input_shapes(), arrays, strict=False):
+            if isinstance(array, (np.ndarray, tf.Tensor)):
+                checks.unit_interval(name, np.asarray(array), shape)
+                if name == "one_hot":
+                    checks.sum_to_one(name, np.asarray(array))
+
+    def _input_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Name and shape, without the batch, of each input of the model."""
+        return [("image", self.image_shape), *([("one_hot", (self.num_classes,))] if self.num_classes else [])]
+
+    def _checked_rows(self, label: Any, seed: Any, size: int | None = None) -> tuple[tf.Tensor | None, np.ndarray]:
+        """One-hot labels and seeds, one for each image."""
+        if (label is None) != (self.num_classes == 0):
+            expected = f"0 to {self.num_classes - 1}" if self.num_classes else "None, as the model has no classes"
+            raise ValueError(f"label: expected {expected}, got {label}")
+        labels = None if label is None else checks.integers("label", label)
+        seeds = checks.integers("seed", seed)
+        sizes = {len(array) for array in (labels, seeds) if array is not None and array.ndim}
+        sizes |= set() if size is None else {size}
+        if len(sizes) > 1:
+            raise ValueError(f"label, seed: expected one of each for each image, got {sorted(sizes)} in number")
+        count = sizes.pop() if sizes else 1
+        seeds = seeds if seeds.ndim else seeds + np.arange(count)
+        if labels is None:
+            return None, seeds
+        checks.labels("label", labels, self.num_classes)
+        return tf.one_hot(np.broadcast_to(labels, count), self.num_classes), seeds
+
+    def get_config(self) -> dict[str, Any]:
+        serialize = keras.saving.serialize_keras_object
+        return {
+            "name": self.name,
+            "encoder": serialize(self.encoder),
+            "decoder": serialize(self.decoder),
+            "prior": serialize(self.prior_network),
+            "num_samples": self.num_samples,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "CVAE":
+        nets = {
+            name: keras.saving.deserialize_keras_object(config[name], custom_objects)
+            for name in ("encoder", "decoder", "prior")
+        }
+        return cls(**{**config, **nets})
+
+
+def standard_normal(seed: tf.Tensor, size: int) -> tf.Tensor:
+    """Standard normal samples, each a function of its own seed.
+
+    Args:
+        seed: `[n]` int64.
+        size: Size d of a sample.
+
+    Returns:
+        `[n, d]` float32.
+    """
+
+    def one(row_seed: tf.Tensor) -> tf.Tensor:
+        return tf.random.stateless_normal([size], seed=tf.stack([row_seed, 0]))
+
+    return tf.map_fn(one, tf.convert_to_tensor(seed, tf.int64), fn_output_signature=tf.TensorSpec([size], tf.float32))
+
+
+def build_cvae(
+    image_shape: Sequence[int],
+    num_classes: int,
+    latent_size: int = 40,
+    network: Network = "mlp",
+    *,
+    width: int | None = None,
+    depth: int | None = None,
+    prior: Prior = "standard",
+    num_samples: int = 1,
+    seed: int = 0,
+) -> CVAE:
+    """Builds a CVAE from one of the package's networks.
+
+    The initial weights come from Keras's global generator: call `keras.utils.set_random_seed` before it.
+
+    Args:
+        image_shape: `(height, width, channels)`.
+        num_classes: Number of classes; 0 for the plain VAE of Kingma and Welling 2014.
+        latent_size: Size of z, >= 1.
+        network: "mlp", "residual" or "conv".
+        width: Units or channels of a layer; by default 500 (mlp), 512 (residual) or 24 (conv).
+        depth: Hidden layers or residual blocks; by default 2 (mlp, residual) or 1 (conv).
+        prior: "standard" for N(0, I), "label" for a normal that is learned for each class.
+        num_samples: Latent samples K for each image, >= 1.
+        seed: Seed of the latent samples.
+
+    Returns:
+        The model, not yet compiled.
+
+    Raises:
+        TypeError: If a value is of the wrong kind.
+        ValueError: If a value is out of range.
+    """
+    shape = tuple(check_integer("image_shape", size, 1) for size in image_shape)
+    if len(shape) != 3:
+        raise ValueError(f"image_shape: expected (height, width, channels), got {tuple(image_shape)}")
+    check_integer("num_classes", num_classes, 0)
+    check_integer("latent_size", latent_size, 1)
+    check_choice("network", network, typing.get_args(Network))
+    check_choice("prior", prior, typing.get_args(Prior))
+    builder, default_width, default_depth = networks.BUILDERS[network]
+    encoder, decoder = builder(
+        shape,
+        num_classes,
+        latent_size,
+        check_integer("width", default_width if width is None else width, 1),
+        check_integer("depth", default_depth if depth is None else depth, 1),
+    )
+    label_prior = networks.label_prior(num_classes, latent_size) if prior == "label" and num_classes else None
+    return CVAE(encoder, decoder, label_prior, num_samples=num_samples, seed=seed, name="cvae")
+
+
+def _input_shapes(network: Any, name: str, first: str) -> tuple[tuple[int, ...], int]:
+    """Shape of a network's first input without the batch, and the width of its one-hot input, 0 if it has none."""
+    if not isinstance(network, keras.Model) or not getattr(network, "inputs", None):
+        raise TypeError(
+            f"{name}: expected a functional Keras model (tf_keras.Model(inputs, outputs)) with the inputs {first} or "
+            f"[{first}, one_hot], got {type(network).__module__}.{type(network).__name__}"
+        )
+    shapes = [tuple(tensor.shape[1:]) for tensor in network.inputs]
+    if len(shapes) > 2 or None in shapes[0] or (len(shapes) == 2 and len(shapes[1]) != 1):
+        raise ValueError(f"{name}: expected the inputs {first} or [{first}, one_hot] of known shape, got {shapes}")
+    return shapes[0], (shapes[1][0] if len(shapes) == 2 else 0)
+
+
+def _network_inputs(network: keras.Model, tensor: tf.Tensor, one_hot: tf.Tensor | None) -> Any:
+    return [tensor, one_hot] if len(network.inputs) == 2 else tensor
+
+
+def _check_callbacks(callbacks: Any) -> None:
+    for callback in callbacks if isinstance(callbacks, (tuple, list)) else (callbacks,):
+        if not isinstance(callback, (keras.callbacks.Callback, keras.callbacks.CallbackList, type(None))):
+            kind = type(callback)
+            raise TypeError(
+                f"callbacks: expected callbacks of tf_keras, got {kind.__module__}.{kind.__name__}; "
+                f"tf.keras is Keras 3 here, so use tf_keras.callbacks.{kind.__name__}"
+            )

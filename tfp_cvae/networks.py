@@ -1,0 +1,180 @@
+"""Encoder, decoder and prior networks: functional Keras models that end in a distribution layer.
+
+Each builder takes the same arguments, so that a network is chosen by name. An encoder maps `[image, one_hot]` to
+q(z|x,y), a decoder `[latent, one_hot]` to p(x|z,y), a prior `one_hot` to p(z|y). Without classes (`num_classes=0`) the
+`one_hot` input is left out.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+import tf_keras as keras
+
+from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag, PixelBias
+
+_UNIT_NORMAL = {"class_name": "RandomNormal", "config": {"stddev": 1.0}}
+
+
+class Networks(NamedTuple):
+    """An encoder and a decoder that fit each other."""
+
+    encoder: keras.Model
+    decoder: keras.Model
+
+
+def mlp(image_shape: tuple[int, ...], num_classes: int, latent_size: int, width: int, depth: int) -> Networks:
+    """Fully connected networks: `depth` hidden layers of `width` units each way, the label joined to the input."""
+
+    def hidden(tensor: tf.Tensor, one_hot: tf.Tensor | None) -> tf.Tensor:
+        for _ in range(depth):
+            tensor = keras.layers.Dense(width, use_bias=one_hot is None, kernel_initializer="he_normal")(tensor)
+            tensor = keras.layers.Activation("relu")(_add_label(tensor, one_hot))
+        return tensor
+
+    return _dense_networks(hidden, image_shape, num_classes, latent_size)
+
+
+def residual(image_shape: tuple[int, ...], num_classes: int, latent_size: int, width: int, depth: int) -> Networks:
+    """Residual MLPs: `depth` pre-normalised blocks of `width` units each way (He et al. 2016, "Identity mappings").
+
+    A block adds `Dense(silu(Dense(silu(LayerNorm(h)))))` to h; its last layer starts at zero, so that the network
+    starts as one linear map.
+    """
+
+    def hidden(tensor: tf.Tensor, one_hot: tf.Tensor | None) -> tf.Tensor:
+        tensor = _add_label(keras.layers.Dense(width)(tensor), one_hot)
+        for _ in range(depth):
+            branch = keras.layers.LayerNormalization()(tensor)
+            branch = keras.layers.Activation("silu")(branch)
+            branch = _add_label(keras.layers.Dense(width, kernel_initializer="he_normal")(branch), one_hot)
+            branch = keras.layers.Activation("silu")(branch)
+            branch = keras.layers.Dense(width, kernel_initializer="zeros")(branch)
+            tensor = keras.layers.Add()([tensor, branch])
+        return keras.layers.Activation("silu")(keras.layers.LayerNormalization()(tensor))
+
+    return _dense_networks(hidden, image_shape, num_classes, latent_size)
+
+
+def conv(image_shape: tuple[int, ...], num_classes: int, latent_size: int, width: int, depth: int) -> Networks:
+    """Residual convolutional networks at half and quarter resolution, `depth` blocks at each.
+
+    `width` channels at half the image's height and width, twice as many at a quarter. The label enters as a bias of
+    the channels, and again beside the dense layers.
+    """
+    height, width_, channels = image_shape
+    half = (-(-height // 2), -(-width_ // 2))
+    quarter = (-(-half[0] // 2), -(-half[1] // 2))
+
+    image, one_hot = keras.Input(image_shape, name="image"), _one_hot_input(num_classes)
+    tensor = _convolution(width, 5, strides=2)(image)
+    tensor = _add_label(tensor, one_hot)
+    tensor = _residual_blocks(tensor, width, depth)
+    tensor = _convolution(2 * width, 3, strides=2)(tensor)
+    tensor = _residual_blocks(tensor, 2 * width, depth)
+    tensor = keras.layers.Flatten()(keras.layers.Activation("silu")(tensor))
+    tensor = tensor if one_hot is None else keras.layers.Concatenate()([tensor, one_hot])
+    tensor = keras.layers.Dense(256, activation="silu")(tensor)
+    encoder = _encoder(image, one_hot, tensor, latent_size)
+
+    latent, one_hot = keras.Input((latent_size,), name="latent"), _one_hot_input(num_classes)
+    tensor = latent if one_hot is None else keras.layers.Concatenate()([latent, one_hot])
+    tensor = keras.layers.Dense(256, activation="silu")(tensor)
+    tensor = tensor if one_hot is None else keras.layers.Concatenate()([tensor, one_hot])
+    tensor = keras.layers.Dense(2 * width * quarter[0] * quarter[1])(tensor)
+    tensor = keras.layers.Reshape((*quarter, 2 * width))(tensor)
+    tensor = _residual_blocks(tensor, 2 * width, depth)
+    tensor = _upsample(tensor, width, 3, half)
+    tensor = _add_label(tensor, one_hot)
+    tensor = _residual_blocks(tensor, width, depth)
+    tensor = _upsample(keras.layers.Activation("silu")(tensor), channels, 5, (height, width_))
+    return Networks(encoder, _decoder(latent, one_hot, tensor, image_shape))
+
+
+def label_prior(num_classes: int, latent_size: int) -> keras.Model:
+    """Prior p(z|y): a diagonal normal for each class, which starts as N(0, I)."""
+    one_hot = keras.Input((num_classes,), name="one_hot")
+    params = keras.layers.Dense(
+        MultivariateNormalDiag.params_size(latent_size), kernel_initializer="zeros", use_bias=False
+    )(one_hot)
+    return keras.Model(one_hot, MultivariateNormalDiag(latent_size)(params), name="prior")
+
+
+def _dense_networks(
+    hidden: Callable[[tf.Tensor, tf.Tensor | None], tf.Tensor],
+    image_shape: tuple[int, ...],
+    num_classes: int,
+    latent_size: int,
+) -> Networks:
+    image, one_hot = keras.Input(image_shape, name="image"), _one_hot_input(num_classes)
+    # Pixels in [-1, 1].
+    flat = keras.layers.Rescaling(2.0, offset=-1.0)(keras.layers.Flatten()(image))
+    encoder = _encoder(image, one_hot, hidden(flat, one_hot), latent_size)
+
+    latent, one_hot = keras.Input((latent_size,), name="latent"), _one_hot_input(num_classes)
+    logits = keras.layers.Dense(IndependentBernoulli.params_size(image_shape), use_bias=False)(hidden(latent, one_hot))
+    return Networks(encoder, _decoder(latent, one_hot, logits, image_shape))
+
+
+def _one_hot_input(num_classes: int) -> tf.Tensor | None:
+    return keras.Input((num_classes,), name="one_hot") if num_classes else None
+
+
+def _inputs(tensor: tf.Tensor, one_hot: tf.Tensor | None) -> list[tf.Tensor]:
+    return [tensor] if one_hot is None else [tensor, one_hot]
+
+
+def _encoder(image: tf.Tensor, one_hot: tf.Tensor | None, hidden: tf.Tensor, latent_size: int) -> keras.Model:
+    params = keras.layers.Dense(MultivariateNormalDiag.params_size(latent_size))(hidden)
+    return keras.Model(_inputs(image, one_hot), MultivariateNormalDiag(latent_size)(params), name="encoder")
+
+
+def _decoder(
+    latent: tf.Tensor, one_hot: tf.Tensor | None, logits: tf.Tensor, image_shape: tuple[int, ...]
+) -> keras.Model:
+    logits = PixelBias(name="pixel_bias")(logits)
+    return keras.Model(_inputs(latent, one_hot), IndependentBernoulli(image_shape)(logits), name="decoder")
+
+
+def _convolution(filters: int, size: int, **kwargs: object) -> keras.layers.Layer:
+    return keras.layers.Conv2D(filters, size, padding="same", **kwargs)
+
+
+def _add_label(tensor: tf.Tensor, one_hot: tf.Tensor | None) -> tf.Tensor:
+    """Adds a learned bias for each class to the last axis, drawn as large as the activations it is added to.
+
+    A label that is merely joined to many inputs starts out so weak that the latent learns to carry the class, and then
+    p(z|y) does not know it.
+    """
+    if one_hot is None:
+        return tensor
+    bias = keras.layers.Dense(tensor.shape[-1], use_bias=False, kernel_initializer=_UNIT_NORMAL)(one_hot)
+    bias = keras.layers.Reshape((*[1] * (len(tensor.shape) - 2), tensor.shape[-1]))(bias)
+    return keras.layers.Add()([tensor, bias])
+
+
+def _residual_blocks(tensor: tf.Tensor, channels: int, depth: int) -> tf.Tensor:
+    for _ in range(depth):
+        branch = _convolution(channels, 3)(keras.layers.Activation("silu")(tensor))
+        branch = keras.layers.Activation("silu")(branch)
+        branch = _convolution(channels, 3, kernel_initializer="zeros")(branch)
+        tensor = keras.layers.Add()([tensor, branch])
+    return tensor
+
+
+def _upsample(tensor: tf.Tensor, filters: int, size: int, shape: tuple[int, int]) -> tf.Tensor:
+    """Doubles height and width, then crops the row or column that an odd `shape` has too many."""
+    tensor = keras.layers.Conv2DTranspose(filters, size, strides=2, padding="same")(tensor)
+    excess = tensor.shape[1] - shape[0], tensor.shape[2] - shape[1]
+    return keras.layers.Cropping2D(((0, excess[0]), (0, excess[1])))(tensor) if any(excess) else tensor
+
+
+class Builder(NamedTuple):
+    """A function that builds networks, with the width and depth that suit it."""
+
+    build: Callable[[tuple[int, ...], int, int, int, int], Networks]
+    width: int
+    depth: int
+
+
+BUILDERS = {"mlp": Builder(mlp, 500, 2), "residual": Builder(residual, 512, 2), "conv": Builder(conv, 24, 1)}

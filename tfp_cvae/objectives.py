@@ -1,0 +1,118 @@
+"""The mathematics: rate, distortion and the bounds made from them, as pure functions from a model output to `[batch]`.
+
+With z_1, ..., z_K drawn from q(z|x,y):
+
+    rate          R    = KL(q(z|x,y) || p(z|y))
+    distortion    D    = -1/K sum_k log p(x|z_k,y)
+    ELBO               = -D - R                                                  <= log p(x|y) in expectation
+    log weight    l_k  = log p(x|z_k,y) + log p(z_k|y) - log q(z_k|x,y)
+    IWAE bound         = log 1/K sum_k exp(l_k)                                  <= log p(x|y) in expectation
+
+All are in nats per image. The names rate and distortion are those of Alemi et al. 2018, "Fixing a broken ELBO". The
+`output` of each function is what `CVAE.__call__` returns: an object with the distributions `posterior`, `prior` and
+`likelihood`, and the `latent` sample `[K, batch, latent_size]`.
+"""
+
+from typing import Any
+
+import tensorflow as tf
+from tensorflow_probability import distributions as tfd
+
+
+def rate(output: Any) -> tf.Tensor:
+    """Rate KL(q(z|x,y) || p(z|y)), analytic.
+
+    Args:
+        output: Model output.
+
+    Returns:
+        `[batch]` float32, nats per image, >= 0.
+    """
+    return tfd.kl_divergence(output.posterior, output.prior)
+
+
+def rate_per_dimension(output: Any) -> tf.Tensor:
+    """Rate of each latent dimension; the sum over the last axis is `rate`, as both distributions are diagonal.
+
+    Args:
+        output: Model output.
+
+    Returns:
+        `[batch, latent_size]` float32, nats per image, >= 0.
+    """
+    posterior = tfd.Normal(output.posterior.mean(), output.posterior.stddev())
+    prior = tfd.Normal(output.prior.mean(), output.prior.stddev())
+    return tfd.kl_divergence(posterior, prior)
+
+
+def log_likelihood(image: tf.Tensor, output: Any) -> tf.Tensor:
+    """Log-likelihood log p(x|z_k,y) of each latent sample.
+
+    Args:
+        image: `[batch, height, width, channels]` float32, in {0, 1}.
+        output: Model output.
+
+    Returns:
+        `[K, batch]` float32, nats per image.
+    """
+    return output.likelihood.log_prob(image)
+
+
+def distortion(image: tf.Tensor, output: Any) -> tf.Tensor:
+    """Distortion -E_q[log p(x|z,y)], estimated by the mean over the K latent samples.
+
+    Args:
+        image: `[batch, height, width, channels]` float32, in {0, 1}.
+        output: Model output.
+
+    Returns:
+        `[batch]` float32, nats per image.
+    """
+    return -tf.reduce_mean(log_likelihood(image, output), axis=0)
+
+
+def elbo(image: tf.Tensor, output: Any) -> tf.Tensor:
+    """Evidence lower bound E_q[log p(x|z,y)] - KL(q(z|x,y) || p(z|y)).
+
+    Source: Kingma and Welling 2014, eq. 3 and 7; with a label, Sohn et al. 2015, eq. 4.
+
+    Args:
+        image: `[batch, height, width, channels]` float32, in {0, 1}.
+        output: Model output.
+
+    Returns:
+        `[batch]` float32, nats per image.
+    """
+    return -distortion(image, output) - rate(output)
+
+
+def log_weights(image: tf.Tensor, output: Any) -> tf.Tensor:
+    """Log importance weights log p(x|z_k,y) + log p(z_k|y) - log q(z_k|x,y).
+
+    Args:
+        image: `[batch, height, width, channels]` float32, in {0, 1}.
+        output: Model output.
+
+    Returns:
+        `[K, batch]` float32, nats per image.
+    """
+    log_prior = output.prior.log_prob(output.latent)
+    log_posterior = output.posterior.log_prob(output.latent)
+    return log_likelihood(image, output) + log_prior - log_posterior
+
+
+def iwae(image: tf.Tensor, output: Any) -> tf.Tensor:
+    """Importance-weighted bound log 1/K sum_k w_k.
+
+    Source: Burda et al. 2015, eq. 8.
+
+    Args:
+        image: `[batch, height, width, channels]` float32, in {0, 1}.
+        output: Model output.
+
+    Returns:
+        `[batch]` float32, nats per image.
+    """
+    log_weight = log_weights(image, output)
+    num_samples = tf.cast(tf.shape(log_weight)[0], log_weight.dtype)
+    return tf.reduce_logsumexp(log_weight, axis=0) - tf.math.log(num_samples)

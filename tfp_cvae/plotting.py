@@ -1,0 +1,102 @@
+"""Figures: arrays in, `matplotlib.figure.Figure` out. Nothing is shown or written here."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+_FONT_SIZE = 13
+_IMAGE_INCHES = 0.62
+
+
+def lower_bound(history: Mapping[str, np.ndarray], title: str = "Evidence lower bound") -> Figure:
+    """Bound against epoch, and beside it rate and distortion, for training and validation.
+
+    Args:
+        history: Columns `epoch`, `elbo`, `rate`, `distortion` and, if there was a validation, the same with `val_`
+            before the name; in nats per image.
+        title: Title of the figure.
+    """
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    bound, parts = figure.subplots(1, 2)
+    epoch = history["epoch"]
+    for axes, names in ((bound, ("elbo",)), (parts, ("distortion", "rate"))):
+        for color, name in enumerate(names):
+            label = "" if name == "elbo" else f"{name}, "
+            axes.plot(epoch, history[name], color=f"C{2 * color}", linestyle="--", label=f"{label}training")
+            if f"val_{name}" in history:
+                axes.plot(epoch, history[f"val_{name}"], color=f"C{2 * color}", label=f"{label}validation")
+        axes.set_xlabel("epoch", fontsize=_FONT_SIZE)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=_FONT_SIZE, frameon=False)
+        axes.tick_params(labelsize=_FONT_SIZE)
+        axes.margins(x=0.02)
+    # The first epochs would squeeze all others into a line.
+    settled = np.concatenate([history[name][len(epoch) // 20 :] for name in ("elbo", "val_elbo") if name in history])
+    margin = 0.05 * (np.ptp(settled) or 1.0)
+    bound.set_ylim(settled.min() - margin, settled.max() + margin)
+    bound.set_ylabel("ELBO (nats per image)", fontsize=_FONT_SIZE)
+    bound.set_title("Bound", fontsize=_FONT_SIZE)
+    parts.set_ylim(0, 1.05 * max(history["distortion"][len(epoch) // 20], *history["rate"]))
+    parts.set_ylabel("nats per image", fontsize=_FONT_SIZE)
+    parts.set_title("ELBO = -(distortion + rate)", fontsize=_FONT_SIZE)
+    figure.suptitle(title, fontsize=_FONT_SIZE + 2)
+    return figure
+
+
+def image_table(
+    images: np.ndarray,
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    *,
+    title: str,
+    row_label: str = "",
+    column_label: str = "",
+    gap_after: int = 0,
+) -> Figure:
+    """Table of images with a name at each row and column.
+
+    Args:
+        images: `[rows, columns, height, width, channels]` float in [0, 1] or uint8; grey with 1 channel, RGB with 3.
+        row_names: Names of the rows.
+        column_names: Names of the columns; empty for none.
+        title: Title of the figure.
+        row_label: What the rows are.
+        column_label: What the columns are.
+        gap_after: Number of columns after which to leave a gap; 0 for none.
+    """
+    images = images / np.float32(255) if images.dtype == np.uint8 else np.asarray(images, np.float32)
+    rows, columns, height, width, channels = images.shape
+    gap = max(1, round(0.08 * width))
+    offsets = np.array(
+        [column * (width + gap) + (3 * gap if gap_after and column >= gap_after else 0) for column in range(columns)]
+    )
+    canvas = np.ones((rows * (height + gap) - gap, offsets[-1] + width, channels), np.float32)
+    for row in range(rows):
+        for column in range(columns):
+            top, left = row * (height + gap), offsets[column]
+            canvas[top : top + height, left : left + width] = images[row, column]
+    inches_per_pixel = _IMAGE_INCHES / max(height, width, 1)
+    size = canvas.shape[1] * inches_per_pixel, canvas.shape[0] * inches_per_pixel
+    figure = Figure(figsize=(max(size[0], 5.0) + 1.3, size[1] + 1.1), layout="constrained")
+    axes = figure.subplots()
+    _show(axes, canvas)
+    axes.set_yticks(np.arange(rows) * (height + gap) + height / 2, row_names, fontsize=_FONT_SIZE)
+    axes.set_xticks((offsets + width / 2)[: len(column_names)], column_names, fontsize=_FONT_SIZE)
+    axes.set_ylabel(row_label, fontsize=_FONT_SIZE)
+    axes.set_xlabel(column_label, fontsize=_FONT_SIZE)
+    figure.suptitle(title, fontsize=_FONT_SIZE + 1)
+    return figure
+
+
+def _show(axes: Axes, canvas: np.ndarray) -> None:
+    if canvas.shape[-1] in (3, 4):
+        axes.imshow(canvas, interpolation="nearest")
+    else:
+        axes.imshow(canvas.mean(axis=-1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)

@@ -1,0 +1,152 @@
+"""Training from a configuration, through `compile` and stock `fit`, into a run folder."""
+
+import os
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from tfp_cvae import figures
+from tfp_cvae.callbacks import HistoryCSV, ImageGrid, KLWarmUp, SwapEMAWeights
+from tfp_cvae.config import TrainConfig
+from tfp_cvae.data import Dataset, Split
+from tfp_cvae.evaluation import evaluate_bound
+from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate
+from tfp_cvae.model import CVAE, build_cvae
+from tfp_cvae.run import Run
+from tfp_cvae.sources import load_dataset
+
+_STEPS_PER_EXECUTION = 50
+
+
+def train(
+    config: TrainConfig | None = None,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    overwrite: bool = False,
+    verbose: int = 1,
+) -> Run:
+    """Trains a model and leaves everything behind in a run folder.
+
+    The weights that are kept are those of the epoch with the best true bound on the validation split. The held-out
+    bound is then measured once, on the test split, and the figures are drawn. The same configuration gives the same
+    history and weights again. Sets the global seed of Keras.
+
+    Args:
+        config: Settings; None for the defaults.
+        output: Run folder to make; by default `default_output(config)`.
+        overwrite: Whether to delete the run that `output` may hold.
+        verbose: As for `fit`: 1 shows a progress bar.
+
+    Returns:
+        The run.
+
+    Raises:
+        ValueError: If the data set or the folder is not as expected.
+        ConnectionError: If the data set would have to be downloaded and there is no connection.
+        KeyboardInterrupt: If the training was interrupted, after what was trained so far has been saved.
+    """
+    config = config or TrainConfig()
+    dataset = load_dataset(config.dataset)
+    if config.batch_size > len(dataset.train):
+        raise ValueError(
+            f"batch_size: expected at most {len(dataset.train)}, the number of training images, got {config.batch_size}"
+        )
+    run = Run.create(output or default_output(config), config, dataset, overwrite=overwrite)
+    keras.utils.set_random_seed(config.seed)
+    cvae = build_model(config, dataset)
+    compile_model(cvae, config, steps_per_epoch=len(dataset.train) // config.batch_size)
+    try:
+        _fit(cvae, config, dataset, run, verbose)
+    except KeyboardInterrupt:
+        # Whatever epoch was the best is saved already.
+        if not run.has_model():
+            cvae.save(run.path / "model.keras")
+        raise
+    best = run.model()
+    run.write_evaluation(evaluate_bound(best, held_out_batches(dataset.test, config)))
+    figures.draw(run, best, dataset)
+    return run
+
+
+def default_output(config: TrainConfig) -> pathlib.Path:
+    """Folder of a run that was not given one: `runs/` and the name of the data set."""
+    name = config.dataset.strip("/")
+    name = name.replace("/", "-") if not os.path.exists(config.dataset) else pathlib.Path(name).stem
+    return pathlib.Path("runs") / name
+
+
+def build_model(config: TrainConfig, dataset: Dataset) -> CVAE:
+    """Builds the untrained model of a configuration; each pixel's bias starts at the log-odds of its mean."""
+    cvae = build_cvae(
+        dataset.image_shape,
+        dataset.num_classes if config.conditional else 0,
+        config.latent_size,
+        config.network,
+        width=config.width,
+        depth=config.depth,
+        prior=config.prior,
+        num_samples=config.num_samples,
+        seed=config.seed,
+    )
+    mean = np.clip(dataset.train.images.mean(axis=0) / 255, 1e-3, 1 - 1e-3)
+    bias = cvae.decoder.get_layer("pixel_bias").bias
+    bias.assign(np.reshape(np.log(mean / (1 - mean)), bias.shape))
+    return cvae
+
+
+def compile_model(cvae: CVAE, config: TrainConfig, steps_per_epoch: int) -> None:
+    """Compiles a model with the loss, optimizer and metrics of a configuration."""
+    learning_rate = config.learning_rate
+    if config.learning_rate_schedule == "cosine":
+        learning_rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps_per_epoch * config.epochs)
+    optimizer = keras.optimizers.Adam(
+        learning_rate, use_ema=config.ema_momentum > 0, ema_momentum=config.ema_momentum or 0.99
+    )
+    if config.objective == "iwae":
+        loss = NegativeIWAE()
+    else:
+        loss = NegativeELBO(kl_weight=config.kl_weight, free_bits=config.free_bits)
+    cvae.compile(
+        optimizer,
+        loss=loss,
+        metrics=[ELBO(), Rate(), Distortion()],
+        # XLA fuses the element-wise part of dense networks; on a CPU its convolutions are slower than TensorFlow's.
+        jit_compile=config.network != "conv",
+        steps_per_execution=min(_STEPS_PER_EXECUTION, steps_per_epoch),
+    )
+
+
+def held_out_batches(split: Split, config: TrainConfig) -> tf.data.Dataset:
+    """Batches of a validation or test split, in the one draw that all runs share (seed 0)."""
+    batch_size = min(config.batch_size, len(split))
+    return split.batches(batch_size, binarization=config.binarization, conditional=config.conditional)
+
+
+def _fit(cvae: CVAE, config: TrainConfig, dataset: Dataset, run: Run, verbose: int) -> None:
+    batches = dataset.train.batches(
+        config.batch_size,
+        binarization=config.binarization,
+        seed=config.seed,
+        drop_remainder=True,
+        conditional=config.conditional,
+    )
+    steps_per_epoch = len(dataset.train) // config.batch_size
+    best = {"monitor": "val_elbo", "mode": "max"}
+    listeners = [
+        HistoryCSV(run.path / "history.csv", images_per_epoch=steps_per_epoch * config.batch_size),
+        *([KLWarmUp(config.kl_warmup_epochs, config.kl_weight)] if config.kl_warmup_epochs else []),
+        *([SwapEMAWeights()] if config.ema_momentum else []),
+        keras.callbacks.ModelCheckpoint(str(run.path / "model.keras"), save_best_only=True, **best),
+        ImageGrid(run.path / "images_by_epoch.npz", seed=config.seed),
+        *([keras.callbacks.EarlyStopping(patience=config.early_stopping, **best)] if config.early_stopping else []),
+        *([keras.callbacks.TensorBoard(run.path / "tensorboard")] if config.tensorboard else []),
+    ]
+    cvae.fit(
+        batches,
+        validation_data=held_out_batches(dataset.validation, config),
+        epochs=config.epochs,
+        callbacks=listeners,
+        verbose=verbose,
+    )
