@@ -1,0 +1,71 @@
+import os
+import pathlib
+
+# TensorFlow's notes on the machine would hide what a test prints.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+from tfp_cvae.data import Dataset, make_dataset
+from tfp_cvae.model import CVAE, build_cvae
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items):
+    folder = pathlib.Path(os.environ.get("TFDS_DATA_DIR", pathlib.Path.home() / "tensorflow_datasets"))
+    if not (folder / "mnist").is_dir():
+        for item in items:
+            if item.get_closest_marker("mnist"):
+                item.add_marker(pytest.mark.skipif(True, reason="the full MNIST is not prepared in TFDS_DATA_DIR"))
+
+
+@pytest.fixture(autouse=True)
+def no_autograph_warning(caplog):
+    """Fails a test in which AutoGraph could not convert a function: it would run differently in a graph."""
+    yield
+    assert not [record for record in caplog.get_records("call") if "AutoGraph could not" in record.getMessage()]
+
+
+def stripes(count: int = 240, num_classes: int = 3, size: int = 8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Noisy grey images with a bright stripe that is in another place for each class."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count) % num_classes
+    images = generator.integers(0, 60, (count, size, size, 1))
+    for index, label in enumerate(labels):
+        images[index, :, 2 * label : 2 * label + 2] = generator.integers(180, 256, (size, 2, 1))
+    return images.astype(np.uint8), labels
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    return make_dataset("stripes", ["left", "middle", "right"], stripes())
+
+
+@pytest.fixture
+def npz(tmp_path) -> pathlib.Path:
+    images, labels = stripes()
+    np.savez(tmp_path / "stripes.npz", images=images, labels=labels)
+    return tmp_path / "stripes.npz"
+
+
+@pytest.fixture
+def cvae() -> CVAE:
+    keras.utils.set_random_seed(0)
+    return build_cvae((8, 8, 1), 3, latent_size=4, width=16, prior="label")
+
+
+@pytest.fixture
+def batch(dataset) -> tuple[np.ndarray, np.ndarray]:
+    """All training images, binarized, with their labels."""
+    return dataset.train.binarized(), dataset.train.one_hot()
+
+
+@pytest.fixture(autouse=True)
+def clear_keras():
+    yield
+    keras.backend.clear_session()
+    tf.compat.v1.reset_default_graph()

@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+import tf_keras as keras
+from scipy.special import logsumexp
+
+from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate
+from tfp_cvae.model import build_cvae
+
+
+def numpy_terms(cvae, image, one_hot):
+    """Rate [batch], log-likelihood [K, batch] and log weights [K, batch], from the networks' raw outputs, in float64."""
+    result = cvae((image, one_hot))
+    mean, stddev = (np.float64(part()) for part in (result.posterior.mean, result.posterior.stddev))
+    prior_mean, prior_stddev = (np.float64(part()) for part in (result.prior.mean, result.prior.stddev))
+    latent = np.float64(result.latent)
+    probability = np.float64(result.likelihood.mean())
+    rate = np.log(prior_stddev / stddev) + (stddev**2 + (mean - prior_mean) ** 2) / (2 * prior_stddev**2) - 0.5
+    log_likelihood = np.where(image == 1, np.log(probability), np.log1p(-probability)).sum(axis=(-3, -2, -1))
+
+    def log_normal(value, loc, scale):
+        return (-(((value - loc) / scale) ** 2) / 2 - np.log(scale) - np.log(2 * np.pi) / 2).sum(axis=-1)
+
+    log_weights = log_likelihood + log_normal(latent, prior_mean, prior_stddev) - log_normal(latent, mean, stddev)
+    return rate.sum(axis=-1), log_likelihood, log_weights
+
+
+def batches_of(arrays, batch_size):
+    size = len(arrays[0])
+    return [[array[start : start + batch_size] for array in arrays] for start in range(0, size, batch_size)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_negative_elbo_and_metrics_equal_numpy_whatever_the_batch_size(batch, batch_size, num_samples):
+    # 100 images: the last batch is ragged for 7 and 64.
+    image, one_hot = batch[0][:100], batch[1][:100]
+    cvae = build_cvae((8, 8, 1), 3, latent_size=4, width=16, prior="label", num_samples=num_samples)
+    cvae.compile(loss=NegativeELBO(), metrics=[ELBO(), Rate(), Distortion()])
+    measured = cvae.evaluate((image, one_hot), image, batch_size=batch_size, verbose=0, return_dict=True)
+    rates, distortions = [], []
+    for part in batches_of((image, one_hot), batch_size):
+        rate, log_likelihood, _ = numpy_terms(cvae, *part)
+        rates.append(rate)
+        distortions.append(-log_likelihood.mean(axis=0))
+    rate, distortion = np.concatenate(rates).mean(), np.concatenate(distortions).mean()
+    expected = {"loss": rate + distortion, "elbo": -rate - distortion, "rate": rate, "distortion": distortion}
+    assert measured == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_rate_is_counted_once_in_what_training_minimises(cvae, batch):
+    cvae.compile(loss=NegativeELBO())
+    # No regularizer and no added loss stands beside the loss given to compile.
+    assert cvae.losses == []
+    image, one_hot = batch
+    rate, log_likelihood, _ = numpy_terms(cvae, image, one_hot)
+    per_image = NegativeELBO()(image, cvae((image, one_hot)))
+    np.testing.assert_allclose(per_image, np.mean(rate - log_likelihood[0]), rtol=1e-5)
+
+
+def test_negative_iwae_equals_numpy(batch):
+    image, one_hot = batch
+    cvae = build_cvae((8, 8, 1), 3, latent_size=4, width=16, prior="label", num_samples=5)
+    _, _, log_weights = numpy_terms(cvae, image, one_hot)
+    expected = -(logsumexp(log_weights, axis=0) - np.log(5))
+    np.testing.assert_allclose(NegativeIWAE().call(image, cvae((image, one_hot))), expected, rtol=1e-5)
+
+
+def test_kl_weight_and_free_bits_change_the_loss_and_not_the_metrics(cvae, batch):
+    image, one_hot = batch
+    rate, log_likelihood, _ = numpy_terms(cvae, image, one_hot)
+    result = cvae((image, one_hot))
+    stddev, mean = result.posterior.stddev().numpy(), result.posterior.mean().numpy()
+    per_dimension = ((stddev**2 + mean**2 - 1) / 2 - np.log(stddev)).mean(axis=0)
+    free = float(np.median(per_dimension))
+    for loss, expected in (
+        (NegativeELBO(kl_weight=0.25), np.mean(0.25 * rate - log_likelihood[0])),
+        (NegativeELBO(free_bits=free), np.maximum(per_dimension, free).sum() - log_likelihood[0].mean()),
+    ):
+        assert np.mean(loss(image, result)) == pytest.approx(expected, rel=1e-5)
+        cvae.compile(loss=loss, metrics=[ELBO()])
+        measured = cvae.evaluate((image, one_hot), image, batch_size=len(image), verbose=0, return_dict=True)
+        assert measured["loss"] == pytest.approx(expected, rel=1e-5)
+        assert measured["elbo"] == pytest.approx(np.mean(log_likelihood[0] - rate), rel=1e-5)
+        assert abs(measured["loss"] + measured["elbo"]) > 1e-3
+
+
+@pytest.mark.parametrize("loss", [NegativeELBO(kl_weight=0.5, free_bits=0.25), NegativeIWAE(name="bound")])
+def test_losses_survive_a_configuration_round_trip(loss):
+    again = keras.losses.deserialize(keras.losses.serialize(loss))
+    assert type(again) is type(loss)
+    assert again.get_config() == loss.get_config()
+
+
+@pytest.mark.parametrize("argument", ["kl_weight", "free_bits"])
+@pytest.mark.parametrize("value", [-0.1, float("nan")])
+def test_weights_below_zero_are_refused(argument, value):
+    with pytest.raises(ValueError, match=f"{argument}: expected a number >= 0"):
+        NegativeELBO(**{argument: value})
