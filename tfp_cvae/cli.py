@@ -155,7 +155,7 @@ def _parse(arguments: Sequence[str] | None) -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ValueError(_unboxed(printed.getvalue())) from None
+        raise ValueError(f"{_unboxed(printed.getvalue())}; see tfp-cvae --help") from None
 
 
 def _unboxed(text: str) -> str:
@@ -168,3 +168,7 @@ def _unboxed(text: str) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -71,7 +71,7 @@ class TrainConfig:
     """Of Adam, at the start."""
     learning_rate_schedule: LearningRateSchedule = "cosine"
     """How the learning rate falls: along a cosine to 0 at the last epoch, or not at all."""
-    ema_momentum: float = 0.999
+    ema_momentum: float = 0.0
     """Momentum of the moving average of the weights, which is what is validated and kept; 0 keeps the weights."""
     early_stopping: int = 0
     """Epochs without a better validation bound after which training stops; 0 for never."""

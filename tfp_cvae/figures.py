@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterator
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tfp_cvae import plotting
@@ -57,6 +58,9 @@ def save_samples(run: Run, label: int | None, count: int, seed: int, path: pathl
         ValueError: If the label does not exist, or the format of the picture is not known.
     """
     check_integer("count", count, 1)
+    formats = FigureCanvasAgg.get_supported_filetypes()
+    if path.suffix.lstrip(".").lower() not in formats:
+        raise ValueError(f"output: expected a picture format as suffix ({', '.join(formats)}), got {str(path)!r}")
     images = run.model().generate(None if label is None else [label] * count, seed).numpy()
     columns = min(count, 8)
     blank = np.ones((-count % columns, *images.shape[1:]), np.float32)
@@ -72,7 +76,7 @@ def _figures(run: Run, cvae: CVAE, dataset: Dataset | None) -> Iterator[tuple[st
     history = run.history()
     if history:
         columns = {key: np.array([row[key] for row in history]) for key in history[0]}
-        yield "lower_bound", plotting.lower_bound(columns, f"{name}: evidence lower bound, {run.binarization_note()}")
+        yield "lower_bound", plotting.lower_bound(columns, f"{name}: evidence lower bound (held-out images {run.binarization_note()})")
     if run.has_images_by_epoch():
         epochs, images = run.images_by_epoch()
         yield (

@@ -14,6 +14,7 @@ from tensorflow_probability import distributions as tfd
 from tfp_cvae import checks, networks
 from tfp_cvae.atomic import write_atomically
 from tfp_cvae.config import Network, Prior, check_choice, check_integer
+from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,11 +92,16 @@ class CVAE(keras.Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.image_shape, encoder_classes = _input_shapes(encoder, "encoder", "image")
-        (self.latent_size,), decoder_classes = _input_shapes(decoder, "decoder", "latent")
+        self.image_shape, encoder_classes = _checked_network("encoder", encoder, "image", MultivariateNormalDiag)
+        (self.latent_size,), decoder_classes = _checked_network("decoder", decoder, "latent", IndependentBernoulli)
+        if encoder_classes and decoder_classes and encoder_classes != decoder_classes:
+            raise ValueError(f"encoder, decoder: expected as many classes, got {encoder_classes} and {decoder_classes}")
         self.num_classes = decoder_classes or encoder_classes
-        if num_samples < 1:
-            raise ValueError(f"num_samples: expected an integer >= 1, got {num_samples}")
+        if prior is not None:
+            (prior_classes,), _ = _checked_network("prior", prior, "one_hot", MultivariateNormalDiag)
+            if prior_classes != self.num_classes:
+                raise ValueError(f"prior: expected {self.num_classes} classes, got {prior_classes}")
+        check_integer("num_samples", num_samples, 1)
         self.encoder = encoder
         self.decoder = decoder
         self.prior_network = prior
@@ -248,6 +254,12 @@ class CVAE(keras.Model):
             _check_callbacks(kwargs.get("callbacks"))
         return super().evaluate(x, y, **kwargs)
 
+    def predict(self, x: Any, **kwargs: Any) -> Any:
+        """Reconstructs images as `keras.Model.predict` does, after the checks of `fit`; see `CVAEOutput`."""
+        self._check_arrays(x)
+        _check_callbacks(kwargs.get("callbacks"))
+        return super().predict(x, **kwargs)
+
     def save(self, filepath: Any, overwrite: bool = True, save_format: str | None = None, **kwargs: Any) -> None:
         """Saves the model in the `.keras` format, which `keras.models.load_model` reads with `safe_mode` on.
 
@@ -350,7 +362,7 @@ def standard_normal(seed: tf.Tensor, size: int) -> tf.Tensor:
     """
 
     def one(row_seed: tf.Tensor) -> tf.Tensor:
-        return tf.random.stateless_normal([size], seed=tf.stack([row_seed, 0]))
+        return tf.random.stateless_normal([size], seed=tf.stack([row_seed, 0]), alg="philox")
 
     return tf.map_fn(one, tf.convert_to_tensor(seed, tf.int64), fn_output_signature=tf.TensorSpec([size], tf.float32))
 
@@ -408,13 +420,15 @@ def build_cvae(
     return CVAE(encoder, decoder, label_prior, num_samples=num_samples, seed=seed, name="cvae")
 
 
-def _input_shapes(network: Any, name: str, first: str) -> tuple[tuple[int, ...], int]:
+def _checked_network(name: str, network: Any, first: str, output: type) -> tuple[tuple[int, ...], int]:
     """Shape of a network's first input without the batch, and the width of its one-hot input, 0 if it has none."""
     if not isinstance(network, keras.Model) or not getattr(network, "inputs", None):
         raise TypeError(
             f"{name}: expected a functional Keras model (tf_keras.Model(inputs, outputs)) with the inputs {first} or "
             f"[{first}, one_hot], got {type(network).__module__}.{type(network).__name__}"
         )
+    if not isinstance(network.layers[-1], output):
+        raise TypeError(f"{name}: expected an output of the layer {output.__name__}, got {network.layers[-1].name}")
     shapes = [tuple(tensor.shape[1:]) for tensor in network.inputs]
     if len(shapes) > 2 or None in shapes[0] or (len(shapes) == 2 and len(shapes[1]) != 1):
         raise ValueError(f"{name}: expected the inputs {first} or [{first}, one_hot] of known shape, got {shapes}")

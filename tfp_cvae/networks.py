@@ -28,8 +28,8 @@ def mlp(image_shape: tuple[int, ...], num_classes: int, latent_size: int, width:
 
     def hidden(tensor: tf.Tensor, one_hot: tf.Tensor | None) -> tf.Tensor:
         for _ in range(depth):
-            tensor = keras.layers.Dense(width, use_bias=one_hot is None, kernel_initializer="he_normal")(tensor)
-            tensor = keras.layers.Activation("relu")(_add_label(tensor, one_hot))
+            tensor = keras.layers.Dense(width, use_bias=one_hot is None)(tensor)
+            tensor = keras.layers.Activation("silu")(_add_label(tensor, one_hot))
         return tensor
 
     return _dense_networks(hidden, image_shape, num_classes, latent_size)
@@ -107,9 +107,7 @@ def _dense_networks(
     latent_size: int,
 ) -> Networks:
     image, one_hot = keras.Input(image_shape, name="image"), _one_hot_input(num_classes)
-    # Pixels in [-1, 1].
-    flat = keras.layers.Rescaling(2.0, offset=-1.0)(keras.layers.Flatten()(image))
-    encoder = _encoder(image, one_hot, hidden(flat, one_hot), latent_size)
+    encoder = _encoder(image, one_hot, hidden(keras.layers.Flatten()(image), one_hot), latent_size)
 
     latent, one_hot = keras.Input((latent_size,), name="latent"), _one_hot_input(num_classes)
     logits = keras.layers.Dense(IndependentBernoulli.params_size(image_shape), use_bias=False)(hidden(latent, one_hot))

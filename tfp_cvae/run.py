@@ -144,11 +144,11 @@ class Run:
             return file["epochs"], file["images"]
 
     def binarization_note(self) -> str:
-        """What the images were on which bounds were measured."""
+        """What the held-out images were on which bounds were measured."""
         return {
-            "dynamic": "test images binarized once, seed 0",
-            "threshold": "images binarized at 128",
-            "none": "grey images, not comparable with bounds of binary images",
+            "dynamic": "binarized once, seed 0",
+            "threshold": "binarized at 128",
+            "none": "grey, so not comparable with bounds on binary images",
         }[self.config.binarization]
 
     def summary(self) -> str:
@@ -158,7 +158,7 @@ class Run:
         bound = [f"{key} {evaluation[key]['mean']:.2f} +- {evaluation[key]['standard_error']:.2f}" for key in _BOUND]
         return (
             f"held-out bound, nats per image: {', '.join(bound)}\n"
-            f"  {protocol['num_images']:,} {self.binarization_note()}; K = {protocol['num_samples']}; "
+            f"  {protocol['num_images']:,} test images, {self.binarization_note()}; K = {protocol['num_samples']}; "
             f"mean +- standard error; training seed {self.config.seed}\n"
             f"figures: {self.path / 'figures'}\n"
             f"model:   {self.path / 'model.keras'}"
@@ -174,7 +174,7 @@ class Run:
             "num_samples": content.pop("num_samples"),
             "binarization": self.config.binarization,
             "binarization_seed": 0,
-            "comparable": self.config.binarization == "dynamic",
+            "comparable": self.config.binarization != "none",
             "versions": self.versions,
         }
         text = json.dumps({**content, "protocol": protocol}, indent=2)

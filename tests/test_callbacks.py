@@ -1,0 +1,101 @@
+import csv
+
+import numpy as np
+import pytest
+import tf_keras as keras
+
+from tfp_cvae.callbacks import HistoryCSV, ImageGrid, KLWarmUp, SwapEMAWeights
+from tfp_cvae.losses import ELBO, NegativeELBO, NegativeIWAE, Rate
+from tfp_cvae.model import build_cvae
+from tfp_cvae.run import HISTORY_COLUMNS
+
+
+def compiled(optimizer="adam", loss=None):
+    keras.utils.set_random_seed(0)
+    cvae = build_cvae((8, 8, 1), 3, latent_size=4, width=16)
+    cvae.compile(optimizer, loss=loss or NegativeELBO(), metrics=[ELBO(), Rate()])
+    return cvae
+
+
+def test_kl_warm_up(batch):
+    cvae = compiled(loss=NegativeELBO(kl_weight=0.5))
+    history = cvae.fit(batch, batch[0], epochs=4, callbacks=[KLWarmUp(4, 2.0)], verbose=0).history
+    # The loss is D + weight * R, the ELBO -(D + R).
+    weights = 1 + (np.array(history["loss"]) + history["elbo"]) / np.array(history["rate"])
+    np.testing.assert_allclose(weights, [0.5, 1.0, 1.5, 2.0], rtol=1e-3)
+
+
+def test_kl_warm_up_needs_a_kl_weight(batch):
+    with pytest.raises(TypeError, match="loss: expected NegativeELBO for KLWarmUp"):
+        compiled(loss=NegativeIWAE()).fit(batch, batch[0], callbacks=[KLWarmUp(4)], verbose=0)
+
+
+def test_swap_ema_weights_validates_and_keeps_the_average(dataset):
+    momentum = 0.8
+    train, validation = dataset.train.batches(32), dataset.validation.batches(8)
+    average, trained, shown, validated = [], [], [], []
+
+    class Average(keras.callbacks.Callback):
+        """The same average, made in NumPy from what the optimizer leaves after each step."""
+
+        def on_train_begin(self, logs=None):
+            average[:] = [v.numpy() for v in self.model.trainable_variables]
+
+        def on_train_batch_end(self, step, logs=None):
+            trained[:] = [v.numpy() for v in self.model.trainable_variables]
+            for index, value in enumerate(trained):
+                average[index] = momentum * average[index] + (1 - momentum) * value
+
+    class Look(keras.callbacks.Callback):
+        def on_test_begin(self, logs=None):
+            validated[:] = [v.numpy() for v in self.model.trainable_variables]
+
+        def on_epoch_end(self, epoch, logs=None):
+            shown[:] = [v.numpy() for v in self.model.trainable_variables]
+            for one, two, expected in zip(shown, validated, average, strict=True):
+                np.testing.assert_allclose(one, expected, rtol=1e-4, atol=1e-6)
+                np.testing.assert_allclose(two, expected, rtol=1e-4, atol=1e-6)
+
+    cvae = compiled(keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=momentum))
+    callbacks = [Average(), SwapEMAWeights(), Look()]
+    history = cvae.fit(train, validation_data=validation, epochs=3, callbacks=callbacks, verbose=0).history
+    for variable, expected in zip(cvae.trainable_variables, average, strict=True):
+        np.testing.assert_allclose(variable, expected, rtol=1e-4, atol=1e-6)
+    assert any(not np.allclose(one, other, atol=1e-3) for one, other in zip(average, trained, strict=True))
+    measured = cvae.evaluate(validation, verbose=0, return_dict=True)
+    assert measured["elbo"] == pytest.approx(history["val_elbo"][-1], rel=1e-5)
+    # The swaps leave the training itself as it was.
+    plain = compiled(keras.optimizers.Adam(0.01))
+    assert plain.fit(dataset.train.batches(32), epochs=3, verbose=0).history["loss"] == history["loss"]
+
+
+def test_history_csv(tmp_path, dataset):
+    cvae = compiled()
+    path = tmp_path / "history.csv"
+    history = cvae.fit(
+        dataset.train.batches(32),
+        validation_data=dataset.validation.batches(8),
+        epochs=2,
+        callbacks=[HistoryCSV(path, images_per_epoch=len(dataset.train))],
+        verbose=0,
+    ).history
+    rows = list(csv.DictReader(path.open()))
+    assert tuple(rows[0]) == HISTORY_COLUMNS
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert [float(row["val_elbo"]) for row in rows] == history["val_elbo"]
+    for row in rows:
+        assert float(row["images_per_second"]) == pytest.approx(len(dataset.train) / float(row["seconds"]), rel=0.05)
+
+
+def test_image_grid(tmp_path, dataset):
+    cvae = compiled()
+    path = tmp_path / "images.npz"
+    cvae.fit(dataset.train.batches(64), epochs=12, callbacks=[ImageGrid(path, seed=5)], verbose=0)
+    with np.load(path) as file:
+        epochs, images = file["epochs"], file["images"]
+    assert epochs.tolist() == [1, 2, 5, 10, 12]
+    assert images.shape == (5, 3, 8, 8, 1)
+    # The last column is what the model generates now, from one latent for all classes.
+    expected = np.round(cvae.generate([0, 1, 2], seed=[5, 5, 5]).numpy() * 255)
+    np.testing.assert_array_equal(images[-1], expected)
+    assert not np.array_equal(images[0], images[-1])

@@ -1,0 +1,121 @@
+import subprocess
+import sys
+import time
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from tfp_cvae.cli import main
+from tfp_cvae.config import TrainConfig
+from tfp_cvae.training import train
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    from conftest import stripes
+
+    folder = tmp_path_factory.mktemp("cli")
+    images, labels = stripes()
+    np.savez(folder / "stripes.npz", images=images, labels=labels)
+    config = TrainConfig(dataset=str(folder / "stripes.npz"), epochs=2, batch_size=32, latent_size=4, width=16)
+    return train(config, folder / "run", verbose=0).path
+
+
+def test_help_is_fast_and_names_every_setting():
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "tfp_cvae.cli", "--help"], check=True, capture_output=True)
+    # Without TensorFlow, whose import alone takes seconds.
+    assert time.perf_counter() - start < 2
+    text = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "tfp_cvae.cli", "train", "--help"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert "tensorflow" not in text.stderr
+    for field in TrainConfig.__dataclass_fields__:
+        assert f"--{field.replace('_', '-')}" in text.stdout
+    assert "--output" in text.stdout
+    assert "--overwrite" in text.stdout
+
+
+def test_train_prints_the_bound_and_where_the_pictures_are(tmp_path, npz, capfd):
+    arguments = ["--dataset", str(npz), "--epochs", "2", "--batch-size", "32", "--latent-size", "4", "--width", "8"]
+    assert main(["train", *arguments, "--output", str(tmp_path / "run")]) == 0
+    out, err = capfd.readouterr()
+    assert "Epoch 2/2" in out
+    assert "held-out bound, nats per image: elbo -" in out
+    assert "24 test images, binarized once, seed 0; K = 1; mean +- standard error; training seed 0" in out
+    assert f"figures: {tmp_path / 'run' / 'figures'}" in out
+    assert err == ""
+
+
+def test_generate(run_folder, tmp_path, capsys):
+    picture = tmp_path / "two.png"
+    assert (
+        main(["generate", str(run_folder), "--label", "2", "--count", "5", "--seed", "3", "--output", str(picture)])
+        == 0
+    )
+    assert capsys.readouterr().out == f"5 images, seeds 3 to 7: {picture}\n"
+    assert PIL.Image.open(picture).size[0] > 300
+
+
+def test_plot(run_folder, capsys):
+    for path in (run_folder / "figures").iterdir():
+        path.unlink()
+    assert main(["plot", str(run_folder)]) == 0
+    printed = capsys.readouterr().out.split()
+    assert sorted(printed) == sorted(str(path) for path in (run_folder / "figures").iterdir())
+    assert len(printed) == 4
+
+
+def test_plot_without_the_data_set(run_folder, capsys):
+    data = run_folder.parent / "stripes.npz"
+    data.rename(data.with_suffix(".away"))
+    try:
+        assert main(["plot", str(run_folder)]) == 0
+    finally:
+        data.with_suffix(".away").rename(data)
+    out, err = capsys.readouterr()
+    assert len(out.split()) == 3
+    assert err.startswith("without styles.png, which needs the data set: dataset: expected an existing .npz file")
+
+
+def test_datasets(capsys):
+    assert main(["datasets"]) == 0
+    out = capsys.readouterr().out
+    for word in ("mnist5k", "fashion_mnist", "emnist/balanced", "file.npz", "folder/of/classes/"):
+        assert word in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "train, generate, plot, datasets"),
+        (["tarin"], "Unrecognized options: tarin; see tfp-cvae --help"),
+        (["train", "--epochs", "0"], "epochs: expected an integer >= 1, got 0"),
+        (["train", "--epochs", "many"], "--epochs"),
+        (["train", "--epoch", "3"], "--epoch"),
+        (["train", "--network", "gan"], "gan"),
+        (["train", "--latent-size", "0"], "latent_size: expected an integer >= 1, got 0"),
+        (["train", "--dataset", "no_such_set"], "dataset: expected mnist5k, a TFDS name, an .npz file or a folder"),
+        (["train", "--batch-size", "10000"], "batch_size: expected at most 4050, the number of training images"),
+        (["plot", "nowhere"], "run: expected a folder that `tfp-cvae train` made, got 'nowhere'"),
+        (["generate", "RUN", "--label", "3", "--output", "x.png"], "label: expected 0 to 2, got 3"),
+        (["generate", "RUN", "--output", "x.png"], "label: expected 0 to 2, got None"),
+        (["generate", "RUN", "--label", "1", "--count", "0", "--output", "x.png"], "count: expected an integer >= 1"),
+        (["generate", "RUN", "--label", "1", "--output", "x.doc"], "output: expected a picture format"),
+        (["generate", "RUN", "--label", "1", "--output", "absent/x.png"], "No such file or directory"),
+        (["generate", "RUN", "--label", "1"], "--output"),
+    ],
+)
+def test_mistakes_are_one_line(run_folder, tmp_path, monkeypatch, capfd, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main([str(run_folder) if word == "RUN" else word for word in arguments]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,45 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tfp_cvae.config import TrainConfig
+
+
+def test_json_round_trip():
+    config = TrainConfig(dataset="mnist", network="conv", width=12, free_bits=0.5, seed=3)
+    assert TrainConfig.from_json(config.to_json()) == config
+    assert json.loads(config.to_json())["width"] == 12
+
+
+def test_configuration_needs_no_tensorflow():
+    code = "import tfp_cvae.config, sys; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"latent_size": 0}, ValueError, "latent_size: expected an integer >= 1, got 0"),
+        ({"latent_size": 2.5}, TypeError, "latent_size: expected an integer >= 1, got 2.5 of type float"),
+        ({"epochs": True}, TypeError, "epochs: expected an integer >= 1, got True"),
+        ({"depth": 0}, ValueError, "depth: expected an integer >= 1, got 0"),
+        ({"seed": -1}, ValueError, "seed: expected an integer >= 0, got -1"),
+        ({"seed": 2**31}, ValueError, "seed: expected a number >= 0 and < 2.14748e.09, got 2147483648"),
+        ({"learning_rate": float("nan")}, ValueError, "learning_rate: expected a number >= 0, got nan"),
+        ({"learning_rate": "fast"}, TypeError, "learning_rate: expected a number >= 0, got 'fast' of type str"),
+        ({"ema_momentum": 1.0}, ValueError, "ema_momentum: expected a number >= 0 and < 1, got 1.0"),
+        ({"network": "transformer"}, ValueError, "network: expected one of mlp, residual, conv, got 'transformer'"),
+        ({"binarization": "static"}, ValueError, "binarization: expected one of dynamic, threshold, none"),
+        ({"objective": "iwae", "kl_weight": 0.5}, ValueError, "objective: expected elbo with kl_weight"),
+    ],
+)
+def test_mistakes(values, error, message):
+    with pytest.raises(error, match=message):
+        TrainConfig(**values)
+
+
+def test_unknown_key_names_the_nearest():
+    with pytest.raises(ValueError, match="expected a known key, got 'latent_dim'; did you mean latent_size?"):
+        TrainConfig.from_dict({"latent_dim": 3})

@@ -1,0 +1,167 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import stripes
+
+from tfp_cvae.data import Split, make_dataset
+
+
+def epochs(dataset, count):
+    """`count` passes over a tf.data set: image and one_hot of each, and the sizes of the batches."""
+    passes = []
+    for _ in range(count):
+        batches = [(image.numpy(), one_hot.numpy()) for (image, one_hot), _ in dataset]
+        image, one_hot = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+        passes.append((image, one_hot, [len(batch[0]) for batch in batches]))
+    return passes
+
+
+def test_batches_are_a_function_of_seed_and_epoch(dataset):
+    first = epochs(dataset.train.batches(50, seed=1), 3)
+    # Whatever ran before: global seeds, other data sets, earlier draws.
+    tf.random.set_seed(99)
+    np.random.seed(99)
+    epochs(dataset.train.batches(50, seed=2), 2)
+    second = epochs(dataset.train.batches(50, seed=1), 3)
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
+    resumed = epochs(dataset.train.batches(50, seed=1, initial_epoch=2), 1)[0]
+    np.testing.assert_array_equal(resumed[0], first[2][0])
+    assert not np.array_equal(first[0][0], first[1][0])
+    assert not np.array_equal(first[0][0], epochs(dataset.train.batches(50, seed=2), 1)[0][0])
+
+
+def test_an_epoch_shows_every_image_once_with_its_label():
+    # The image tells its index, so that the pairing can be checked after the shuffle.
+    images = np.zeros((100, 8, 8, 1), np.uint8)
+    bits = (np.arange(100)[:, None] >> np.arange(7)) & 1
+    images.reshape(100, 64)[:, :7] = bits * 255
+    labels = np.arange(100) % 3
+    split = Split("train", images, labels, 3)
+    for image, one_hot, sizes in epochs(split.batches(32), 2):
+        index = (image.reshape(100, 64)[:, :7] @ (2 ** np.arange(7))).astype(int)
+        assert sorted(index) == list(range(100))
+        assert list(index) != list(range(100))
+        np.testing.assert_array_equal(one_hot.argmax(axis=1), labels[index])
+        assert sizes == [32, 32, 32, 4]
+    assert epochs(split.batches(32, drop_remainder=True), 1)[0][2] == [32, 32, 32]
+
+
+def test_keras_sees_how_many_batches_there_are(dataset):
+    assert dataset.train.batches(50).cardinality().numpy() == -(-len(dataset.train) // 50)
+    assert dataset.train.batches(50, drop_remainder=True).cardinality().numpy() == len(dataset.train) // 50
+
+
+@pytest.mark.parametrize("name", ["train", "validation"])
+def test_dynamic_binarization_draws_ink_with_the_probability_of_the_pixel(name):
+    # Ink stays ink, and each grey level has its own frequency.
+    levels = np.array([0, 1, 51, 128, 204, 254, 255], np.uint8)
+    images = np.broadcast_to(levels[:, None, None, None], (7, 100, 100, 1))
+    split = Split(name, images, np.arange(7) % 2, 2)
+    seen = np.zeros(7)
+    for (image, _), target in split.batches(7):
+        np.testing.assert_array_equal(image, target)
+        assert set(np.unique(image)) == {0.0, 1.0}
+        seen += np.sort(image.numpy().mean(axis=(1, 2, 3)))
+    expected = levels / 255
+    standard_error = np.sqrt(expected * (1 - expected) / 10_000)
+    assert np.all(np.abs(seen - expected) <= 5 * standard_error)
+    assert seen[0] == 0
+    assert seen[-1] == 1
+
+
+def test_training_is_binarized_afresh_and_held_out_images_once(dataset):
+    train = [image.sum() for image, _, _ in epochs(dataset.train.batches(30), 3)]
+    assert len(set(train)) == 3
+    held_out = epochs(dataset.test.batches(5), 2)
+    np.testing.assert_array_equal(held_out[0][0], held_out[1][0])
+    # The draw does not depend on the batch size, and keeps the order.
+    np.testing.assert_array_equal(held_out[0][0], epochs(dataset.test.batches(24), 1)[0][0])
+    np.testing.assert_array_equal(held_out[0][0], dataset.test.binarized())
+    np.testing.assert_array_equal(held_out[0][1].argmax(axis=1), dataset.test.labels)
+    assert not np.array_equal(dataset.test.binarized(seed=0), dataset.test.binarized(seed=1))
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_threshold_and_none(dataset, name):
+    split = getattr(dataset, name)
+    grey = epochs(split.batches(8, binarization="none"), 1)[0][0]
+    np.testing.assert_allclose(np.sort(grey, axis=None), np.sort(split.images / 255, axis=None), rtol=1e-6)
+    binary = epochs(split.batches(8, binarization="threshold"), 1)[0][0]
+    assert binary.sum() == (split.images >= 128).sum()
+
+
+def test_batches_without_labels(dataset):
+    image, target = next(iter(dataset.train.batches(8, conditional=False)))
+    assert image.shape == (8, 8, 8, 1)
+    np.testing.assert_array_equal(image, target)
+
+
+def test_splits_keep_the_share_of_each_class_and_share_no_image():
+    images, labels = stripes(300)
+    images[:, 0, 0, 0], images[:, 0, 1, 0] = np.arange(300) % 250, np.arange(300) // 250
+    data = make_dataset("stripes", ["a", "b", "c"], (images, labels))
+    splits = (data.train, data.validation, data.test)
+    assert [np.bincount(split.labels).tolist() for split in splits] == [[81] * 3, [9] * 3, [10] * 3]
+    identities = np.concatenate(
+        [split.images[:, 0, 0, 0] + 250 * split.images[:, 0, 1, 0].astype(int) for split in splits]
+    )
+    assert sorted(identities) == list(range(300))
+    again = make_dataset("stripes", ["a", "b", "c"], (images, labels))
+    np.testing.assert_array_equal(data.test.images, again.test.images)
+
+
+def test_a_data_set_cannot_be_changed(dataset):
+    with pytest.raises(ValueError, match="read-only"):
+        dataset.train.images[0] = 0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        dataset.train.labels = None
+
+
+def test_kinds_of_images():
+    grey, labels = stripes()
+    expected = make_dataset("x", "abc", (grey, labels)).train.images
+    np.testing.assert_array_equal(make_dataset("x", "abc", (grey / 255, labels)).train.images, expected)
+    np.testing.assert_array_equal(make_dataset("x", "abc", (grey[..., 0].astype(int), labels)).train.images, expected)
+    binary = make_dataset("x", "abc", (grey >= 128, labels)).train.images
+    np.testing.assert_array_equal(binary, np.where(expected >= 128, 255, 0))
+
+
+IMAGES, LABELS = stripes(60)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "error", "message"),
+    [
+        (IMAGES[0, 0], LABELS, ValueError, r"train images: expected shape \[n, height, width\] or"),
+        (IMAGES[:0], LABELS[:0], ValueError, r"expected at least one image and one pixel, got shape \[0, 8, 8, 1\]"),
+        (IMAGES.astype(str), LABELS, TypeError, "expected integers in .* got dtype <U"),
+        (IMAGES.astype(float), LABELS, ValueError, r"expected floats in \[0, 1\], got 0.0 to 255.0; divide"),
+        (np.where(IMAGES > 250, np.nan, 0.5), LABELS, ValueError, r"expected floats in \[0, 1\], got nan to nan"),
+        (IMAGES.astype(int) - 1, LABELS, ValueError, r"expected integers in \[0, 255\], got -1 to 254"),
+        ((IMAGES > 128).astype(int), LABELS, ValueError, "got only 0 and 1; give binary images as bool"),
+        (IMAGES, LABELS.astype(float), TypeError, "train labels: expected an integer"),
+        (IMAGES, LABELS[:-1], ValueError, r"train labels: expected shape \[60\], one for each image, got \[59\]"),
+        (IMAGES, LABELS + 1, ValueError, "train labels: expected 0 to 2, got 3"),
+        (IMAGES, LABELS - 1, ValueError, "train labels: expected 0 to 2, got -1"),
+        (IMAGES, LABELS % 2, ValueError, "expected at least one training image of each class, got none of 'right'"),
+        (IMAGES[:3], LABELS[:3], ValueError, "expected at least 10 images of a class"),
+    ],
+)
+def test_mistakes(images, labels, error, message):
+    with pytest.raises(error, match=message):
+        make_dataset("stripes", ["left", "middle", "right"], (images, labels))
+
+
+def test_splits_of_different_shape():
+    with pytest.raises(ValueError, match=r"test images: expected the shape of the train images, \(8, 8, 1\), got"):
+        make_dataset("stripes", "abc", (IMAGES, LABELS), test=(IMAGES[:, :4], LABELS))
+
+
+@pytest.mark.parametrize("batch_size", [0, 10_000])
+def test_batch_size_out_of_range(dataset, batch_size):
+    with pytest.raises(ValueError, match=f"batch_size: expected 1 to .*, the number of train images, got {batch_size}"):
+        dataset.train.batches(batch_size)

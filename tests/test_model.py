@@ -1,0 +1,362 @@
+import os
+
+import keras as keras_3
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag
+from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate
+from tfp_cvae.model import CVAE, build_cvae
+
+
+def custom_networks(num_classes=3, encoder_labels=True):
+    image, latent = keras.Input((8, 8, 1)), keras.Input((2,))
+    one_hot, other = keras.Input((num_classes,)), keras.Input((num_classes,))
+    flat = keras.layers.Flatten()(image)
+    hidden = keras.layers.Concatenate()([flat, one_hot]) if encoder_labels else flat
+    posterior = MultivariateNormalDiag(2)(keras.layers.Dense(4)(hidden))
+    encoder = keras.Model([image, one_hot] if encoder_labels else image, posterior)
+    logits = keras.layers.Dense(64)(keras.layers.Concatenate()([latent, other]))
+    return encoder, keras.Model([latent, other], IndependentBernoulli((8, 8, 1))(logits))
+
+
+@pytest.mark.parametrize("encoder_labels", [True, False])
+def test_own_networks(batch, encoder_labels):
+    cvae = CVAE(*custom_networks(encoder_labels=encoder_labels), num_samples=2)
+    assert (cvae.image_shape, cvae.num_classes, cvae.latent_size) == ((8, 8, 1), 3, 2)
+    cvae.compile("adam", loss=NegativeELBO(), metrics=[ELBO()])
+    losses = cvae.fit(batch, batch[0], epochs=5, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+
+
+def test_five_lines_of_keras(dataset):
+    cvae = build_cvae(dataset.image_shape, dataset.num_classes, latent_size=4)
+    cvae.compile(optimizer="adam", loss=NegativeELBO(), metrics=[ELBO(), Rate(), Distortion()])
+    history = cvae.fit(dataset.train.batches(32), validation_data=dataset.test.batches(8), epochs=2, verbose=0).history
+    assert set(history) == {f"{p}{n}" for p in ("", "val_") for n in ("loss", "elbo", "rate", "distortion")}
+    np.testing.assert_allclose(
+        history["val_loss"], np.array(history["val_rate"]) + history["val_distortion"], rtol=1e-5
+    )
+
+
+def test_generate_is_a_function_of_label_and_seed(cvae):
+    images = cvae.generate([2, 0, 1], seed=[7, 8, 7]).numpy()
+    assert images.shape == (3, 8, 8, 1)
+    assert images.dtype == np.float32
+    for index, (label, seed) in enumerate([(2, 7), (0, 8), (1, 7)]):
+        np.testing.assert_allclose(cvae.generate(label, seed=seed)[0], images[index], rtol=1e-5)
+    # One seed s stands for s, s + 1, ...
+    np.testing.assert_array_equal(cvae.generate([1, 1, 1], seed=4), cvae.generate([1, 1, 1], seed=[4, 5, 6]))
+    np.testing.assert_array_equal(cvae.generate(1, seed=[4, 5]), cvae.generate([1, 1], seed=4))
+    assert len(np.unique(cvae.generate([1] * 20, seed=0).numpy().sum(axis=(1, 2, 3)))) == 20
+    assert not np.allclose(images[0], images[2])
+
+
+def test_generated_latents_are_samples_of_the_prior(cvae):
+    # A decoder that shows its latent: 4 pixels whose logits are z.
+    latent, one_hot = keras.Input((4,)), keras.Input((3,))
+    cvae.decoder = keras.Model([latent, one_hot], IndependentBernoulli((4, 1, 1))(latent))
+    kernel = cvae.prior_network.trainable_variables[0]
+    kernel.assign(np.random.default_rng(0).standard_normal(kernel.shape))
+    probability = np.float64(cvae.generate(np.full(4000, 2), seed=100)[..., 0, 0])
+    samples = np.log(probability) - np.log1p(-probability)
+    prior = cvae.prior(tf.one_hot([2], 3))
+    mean, stddev = prior.mean().numpy()[0], prior.stddev().numpy()[0]
+    assert np.all(np.abs(samples.mean(axis=0) - mean) < 5 * stddev / np.sqrt(4000))
+    assert np.all(np.abs(samples.std(axis=0) / stddev - 1) < 5 / np.sqrt(2 * 4000))
+    assert np.all(np.abs(np.corrcoef(samples.T) - np.eye(4)) < 5 / np.sqrt(4000))
+
+
+def test_reconstruct(cvae, batch):
+    image, one_hot = batch[0][:5], batch[1][:5]
+    label = one_hot.argmax(axis=1)
+    mean = cvae.posterior(image, one_hot).mean()
+    np.testing.assert_allclose(cvae.reconstruct(image, label), cvae.likelihood(mean, one_hot).mean(), rtol=1e-6)
+    sampled = cvae.reconstruct(image, label, seed=3).numpy()
+    np.testing.assert_allclose(cvae.reconstruct(image[2:3], label[2:3], seed=5)[0], sampled[2], rtol=1e-5)
+    assert not np.allclose(sampled, cvae.reconstruct(image, label))
+
+
+def test_likelihood_of_many_samples_is_that_of_each(cvae, batch):
+    one_hot = batch[1][:6]
+    latent = np.random.default_rng(0).standard_normal((2, 5, 6, 4)).astype(np.float32)
+    likelihood = cvae.likelihood(latent, one_hot)
+    assert likelihood.batch_shape == (2, 5, 6)
+    np.testing.assert_allclose(
+        likelihood.log_prob(batch[0][:6])[1, 3],
+        cvae.likelihood(latent[1, 3], one_hot).log_prob(batch[0][:6]),
+        rtol=1e-5,
+    )
+
+
+def test_without_classes_it_is_the_plain_vae(batch):
+    image = batch[0]
+    cvae = build_cvae((8, 8, 1), 0, latent_size=3, width=16, prior="label")
+    cvae.compile("adam", loss=NegativeELBO(), metrics=[ELBO()])
+    losses = cvae.fit(image, image, epochs=5, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    assert cvae.generate(seed=[1, 2]).shape == (2, 8, 8, 1)
+    assert cvae.reconstruct(image[:3]).shape == (3, 8, 8, 1)
+    assert cvae.predict(image, verbose=0).shape == image.shape
+
+
+def test_eager_equals_compiled(cvae, batch):
+    image, one_hot = batch
+    loss = NegativeELBO()
+
+    def bound():
+        output = cvae((image, one_hot), training=True)
+        return loss.call(image, output), output.latent, output.likelihood.mean()
+
+    eager = bound()
+    cvae.step.assign(0)
+    for one, other in zip(eager, tf.function(bound)(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-6)
+    # XLA has a random generator of its own: other samples, from which everything else must follow.
+    value, latent, mean = tf.function(bound, jit_compile=True)()
+    likelihood = cvae.likelihood(latent, one_hot)
+    rate = cvae.posterior(image, one_hot).kl_divergence(cvae.prior(one_hot))
+    np.testing.assert_allclose(value, rate - likelihood.log_prob(image)[0], rtol=2e-5)
+    np.testing.assert_allclose(mean, likelihood.mean(), rtol=2e-5, atol=1e-6)
+
+
+def test_latent_samples_follow_seed_step_and_batch(cvae, batch):
+    image, one_hot = batch
+
+    def latent(rows, training=False, seed=0):
+        model = CVAE(cvae.encoder, cvae.decoder, cvae.prior_network, seed=seed)
+        model.step.assign(step)
+        return model((image[rows], one_hot[rows]), training=training).latent.numpy()
+
+    step = 5
+    first, second = slice(0, 50), slice(50, 100)
+    np.testing.assert_array_equal(latent(first), latent(first))
+    np.testing.assert_array_equal(latent(first, training=True), latent(first, training=True))
+    noise = latent(first) - cvae.posterior(image[first], one_hot[first]).mean()
+    other_noise = latent(second) - cvae.posterior(image[second], one_hot[second]).mean()
+    assert abs(np.corrcoef(np.ravel(noise), np.ravel(other_noise))[0, 1]) < 0.3
+    assert not np.allclose(latent(first), latent(first, seed=1))
+    trained = latent(first, training=True)
+    step = 6
+    assert not np.allclose(trained, latent(first, training=True))
+    np.testing.assert_array_equal(latent(first), latent(first))
+
+
+def test_training_draws_new_samples_in_each_step_and_evaluation_the_same(cvae, batch):
+    cvae.compile("sgd", loss=NegativeELBO())
+    first = cvae.evaluate(batch, batch[0], verbose=0)
+    assert cvae.evaluate(batch, batch[0], verbose=0) == first
+    cvae.compile(keras.optimizers.SGD(0.0), loss=NegativeELBO())
+    losses = cvae.fit(batch, batch[0], batch_size=len(batch[0]), epochs=3, verbose=0).history["loss"]
+    assert len(set(losses)) == 3
+    assert cvae.step.numpy() == 3
+    assert cvae.evaluate(batch, batch[0], verbose=0) == first
+
+
+def test_predict_is_the_mean_image(batch):
+    cvae = build_cvae((8, 8, 1), 3, latent_size=4, width=16, num_samples=3)
+    image, one_hot = batch[0][:20], batch[1][:20]
+    predicted = cvae.predict((image, one_hot), verbose=0)
+    np.testing.assert_allclose(predicted, np.mean(cvae((image, one_hot)).likelihood.mean(), axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("network", ["mlp", "residual", "conv"])
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_save_and_load(tmp_path, network, num_classes, dataset):
+    cvae = build_cvae((8, 8, 1), num_classes, 4, network, width=8, prior="label", num_samples=2, seed=3)
+    cvae.compile("adam", loss=NegativeELBO(kl_weight=0.5), metrics=[ELBO()])
+    batches = dataset.test.batches(8, conditional=num_classes > 0)
+    cvae.fit(batches, verbose=0)
+    cvae.save(tmp_path / "cvae.keras")
+    loaded = keras.models.load_model(tmp_path / "cvae.keras")
+    assert (loaded.num_samples, loaded.seed, loaded.num_classes) == (2, 3, num_classes)
+    assert loaded.evaluate(batches, verbose=0) == cvae.evaluate(batches, verbose=0)
+    # It goes on as the original does, bit for bit.
+    for model in (cvae, loaded):
+        model.fit(batches, verbose=0)
+    for one, other in zip(cvae.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_saving_in_another_format_is_refused_and_does_no_harm(tmp_path, cvae, batch):
+    cvae.compile("adam", loss=NegativeELBO())
+    checkpoint = keras.callbacks.ModelCheckpoint(str(tmp_path / "folder"))
+    for save in (
+        lambda: cvae.save(tmp_path / "folder"),
+        lambda: cvae.save(tmp_path / "cvae.h5"),
+        lambda: cvae.save(tmp_path / "cvae.keras", save_format="tf"),
+        lambda: cvae.fit(batch, batch[0], callbacks=[checkpoint], verbose=0),
+    ):
+        with pytest.raises(ValueError, match=r"filepath: expected a name that ends in \.keras"):
+            save()
+    assert os.listdir(tmp_path) == []
+    cvae.fit(batch, batch[0], verbose=0)
+
+
+def test_a_failed_save_leaves_the_earlier_file(tmp_path, cvae, batch, monkeypatch):
+    path = tmp_path / "cvae.keras"
+    cvae.save(path)
+    whole = path.read_bytes()
+    with pytest.raises(ValueError, match="which exists; pass overwrite=True"):
+        cvae.save(path, overwrite=False)
+
+    def fail(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tf_keras.src.saving.saving_lib.zipfile.ZipFile.writestr", fail)
+    with pytest.raises(OSError, match="No space left"):
+        cvae.save(path)
+    assert path.read_bytes() == whole
+    assert os.listdir(tmp_path) == ["cvae.keras"]
+
+
+def test_stock_callbacks(tmp_path, cvae, dataset):
+    cvae.compile(keras.optimizers.Adam(1e-3), loss=NegativeIWAE(), metrics=[ELBO()])
+    callbacks = [
+        keras.callbacks.EarlyStopping("val_elbo", mode="max", patience=20),
+        keras.callbacks.ModelCheckpoint(str(tmp_path / "{epoch}.keras"), monitor="val_elbo", mode="max"),
+        keras.callbacks.ModelCheckpoint(str(tmp_path / "best.weights.h5"), save_weights_only=True),
+        keras.callbacks.BackupAndRestore(str(tmp_path / "backup")),
+        keras.callbacks.CSVLogger(str(tmp_path / "log.csv")),
+        keras.callbacks.ReduceLROnPlateau(patience=1),
+        keras.callbacks.TerminateOnNaN(),
+        keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.9),
+        keras.callbacks.TensorBoard(str(tmp_path / "tensorboard")),
+        keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(logs["val_elbo"])),
+    ]
+    seen = []
+    cvae.fit(
+        dataset.train.batches(32),
+        validation_data=dataset.validation.batches(8),
+        epochs=3,
+        callbacks=callbacks,
+        verbose=0,
+    )
+    assert len(seen) == 3
+    assert seen[-1] > seen[0]
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 4
+    assert list((tmp_path / "tensorboard").rglob("events*"))
+    loaded = keras.models.load_model(tmp_path / "3.keras")
+    again = loaded.evaluate(dataset.validation.batches(8), verbose=0, return_dict=True)
+    assert again["elbo"] == pytest.approx(seen[-1], rel=1e-6)
+    cvae.load_weights(tmp_path / "best.weights.h5")
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    # XLA draws other random numbers.
+    [({"jit_compile": True}, 0.05), ({"steps_per_execution": 3}, 1e-4), ({"run_eagerly": True}, 1e-4)],
+)
+def test_ways_to_run(dataset, options, tolerance):
+    def train(**extra):
+        keras.utils.set_random_seed(0)
+        cvae = build_cvae((8, 8, 1), 3, latent_size=4, width=16)
+        cvae.compile(keras.optimizers.Adam(1e-3), loss=NegativeELBO(), **extra)
+        return cvae.fit(dataset.train.batches(32), epochs=2, verbose=0).history["loss"]
+
+    np.testing.assert_allclose(train(**options), train(), rtol=tolerance)
+
+
+def test_mirrored_strategy(dataset):
+    devices = tf.config.list_logical_devices("CPU")
+    strategy = tf.distribute.MirroredStrategy([device.name for device in devices[:1]])
+    with strategy.scope():
+        cvae = build_cvae((8, 8, 1), 3, latent_size=4, width=16)
+        cvae.compile("adam", loss=NegativeELBO(), metrics=[ELBO()])
+    losses = cvae.fit(dataset.train.batches(32), epochs=3, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+
+
+def test_a_mixture_of_classes_is_a_label(cvae, batch):
+    image, one_hot = batch
+    cvae.compile("adam", loss=NegativeELBO())
+    cvae.fit((image, np.full_like(one_hot, 1 / 3)), image, verbose=0)
+
+
+NAN = np.full((6, 3), np.nan, np.float32)
+IMAGE, ONE_HOT = np.zeros((6, 8, 8, 1), np.float32), np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ((IMAGE, NAN), r"one_hot: expected values in \[0, 1\], got nan to nan"),
+        ((IMAGE, ONE_HOT[:, :2]), r"one_hot: expected shape \[n, 3\], got \[6, 2\]"),
+        ((IMAGE, 2 * ONE_HOT), r"one_hot: expected values in \[0, 1\], got 0.0 to 2.0"),
+        ((IMAGE, 0 * ONE_HOT), "one_hot: expected rows that sum to 1 .* got 0.0 in row 0"),
+        ((IMAGE + 255, ONE_HOT), r"image: expected values in \[0, 1\], got 255.0 to 255.0; divide grey values by 255"),
+        ((IMAGE - np.nan, ONE_HOT), r"image: expected values in \[0, 1\], got nan"),
+        ((IMAGE[:, :4], ONE_HOT), r"image: expected shape \[n, 8, 8, 1\], got \[6, 4, 8, 1\]"),
+        (IMAGE, r"inputs: expected \(image, one_hot\), got 1 arrays"),
+        (
+            tf.data.Dataset.from_tensors(((IMAGE, ONE_HOT[:, :2]), IMAGE)),
+            r"one_hot: expected shape \[batch, 3\], got \[6, 2\]",
+        ),
+    ],
+)
+@pytest.mark.parametrize("method", ["fit", "evaluate"])
+def test_mistakes_in_fit(cvae, x, message, method):
+    cvae.compile("adam", loss=NegativeELBO())
+    with pytest.raises(ValueError, match=message):
+        getattr(cvae, method)(x, None if isinstance(x, tf.data.Dataset) else IMAGE, verbose=0)
+
+
+@pytest.mark.parametrize("method", ["fit", "evaluate", "predict"])
+def test_callbacks_of_keras_3_are_refused(cvae, method):
+    cvae.compile("adam", loss=NegativeELBO())
+    arguments = ((IMAGE, ONE_HOT),) if method == "predict" else ((IMAGE, ONE_HOT), IMAGE)
+    with pytest.raises(
+        TypeError, match=r"expected callbacks of tf_keras, got keras.*use tf_keras.callbacks.TerminateOnNaN"
+    ):
+        getattr(cvae, method)(*arguments, callbacks=[keras_3.callbacks.TerminateOnNaN()], verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"label": 3}, ValueError, "label: expected 0 to 2, got 3"),
+        ({"label": [0, -1]}, ValueError, "label: expected 0 to 2, got -1"),
+        ({"label": None}, ValueError, "label: expected 0 to 2, got None"),
+        ({"label": 1.0}, TypeError, "label: expected an integer or a list of integers, got 1.0"),
+        ({"label": []}, TypeError, "label: expected an integer"),
+        ({"label": [[1]]}, ValueError, r"label: expected an integer or \[n\] integers, n >= 1, got shape \[1, 1\]"),
+        ({"label": 1, "seed": "a"}, TypeError, "seed: expected an integer or a list of integers, got 'a'"),
+        ({"label": [1, 1], "seed": [1, 2, 3]}, ValueError, r"expected one of each for each image, got \[2, 3\]"),
+    ],
+)
+def test_mistakes_in_generate(cvae, arguments, error, message):
+    with pytest.raises(error, match=message):
+        cvae.generate(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"latent_size": 0}, ValueError, "latent_size: expected an integer >= 1, got 0"),
+        ({"network": "gan"}, ValueError, "network: expected one of mlp, residual, conv, got 'gan'"),
+        ({"prior": "vamp"}, ValueError, "prior: expected one of standard, label, got 'vamp'"),
+        ({"num_classes": -1}, ValueError, "num_classes: expected an integer >= 0, got -1"),
+        ({"image_shape": (28, 28)}, ValueError, r"image_shape: expected \(height, width, channels\), got \(28, 28\)"),
+        ({"num_samples": 0}, ValueError, "num_samples: expected an integer >= 1, got 0"),
+        ({"width": 2.0}, TypeError, "width: expected an integer >= 1, got 2.0"),
+    ],
+)
+def test_mistakes_in_build_cvae(arguments, error, message):
+    with pytest.raises(error, match=message):
+        build_cvae(**{"image_shape": (8, 8, 1), "num_classes": 3, **arguments})
+
+
+def test_networks_that_do_not_fit():
+    encoder, decoder = custom_networks()
+    with pytest.raises(TypeError, match="encoder: expected a functional Keras model"):
+        CVAE(keras.layers.Dense(3), decoder)
+    with pytest.raises(TypeError, match="decoder: expected a functional Keras model"):
+        CVAE(encoder, keras_3.Sequential())
+    with pytest.raises(ValueError, match="encoder, decoder: expected as many classes, got 3 and 4"):
+        CVAE(encoder, custom_networks(4)[1])
+    with pytest.raises(TypeError, match="encoder: expected an output of the layer MultivariateNormalDiag"):
+        CVAE(keras.Model(encoder.inputs, keras.layers.Dense(2)(encoder.layers[-2].output)), decoder)
+    with pytest.raises(TypeError, match="decoder: expected an output of the layer IndependentBernoulli"):
+        CVAE(encoder, keras.Model(decoder.inputs, decoder.layers[-2].output))

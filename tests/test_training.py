@@ -1,0 +1,203 @@
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import PIL.Image
+import pytest
+import tf_keras as keras
+
+from tfp_cvae.config import TrainConfig
+from tfp_cvae.run import HISTORY_COLUMNS, Run
+from tfp_cvae.sources import load_dataset
+from tfp_cvae.training import default_output, held_out_batches, train
+
+FILES = ["config.json", "evaluation.json", "figures", "history.csv", "images_by_epoch.npz", "model.keras"]
+
+
+def small(npz, **values):
+    return TrainConfig(**{"dataset": str(npz), "epochs": 3, "batch_size": 32, "latent_size": 4, "width": 16, **values})
+
+
+def numbers(run):
+    """The history without the times."""
+    return [{key: value for key, value in row.items() if "second" not in key} for row in run.history()]
+
+
+def test_run_folder(tmp_path, npz):
+    config = small(npz, epochs=12)
+    run = train(config, tmp_path / "run", verbose=0)
+    assert sorted(os.listdir(run.path)) == FILES
+    loaded = Run.load(run.path)
+    assert loaded == run
+    assert loaded.config == config
+    assert tuple(loaded.history()[0]) == HISTORY_COLUMNS
+    assert [row["epoch"] for row in loaded.history()] == list(range(1, 13))
+    for name in ("lower_bound", "generated_by_epoch", "classes", "styles"):
+        picture = np.asarray(PIL.Image.open(run.path / "figures" / f"{name}.png").convert("L"))
+        assert min(picture.shape) > 200
+        assert picture.std() > 10
+    assert loaded.images_by_epoch()[0].tolist() == [1, 2, 5, 10, 12]
+
+
+def test_evaluation_is_that_of_the_saved_model_on_the_test_split(tmp_path, npz):
+    run = train(small(npz), tmp_path / "run", verbose=0)
+    cvae, data = run.model(), load_dataset(npz)
+    elbo = []
+    for (image, one_hot), _ in held_out_batches(data.test, run.config):
+        output = cvae((image, one_hot))
+        probability = np.float64(output.likelihood.mean())[0]
+        log_likelihood = np.log(np.where(image.numpy() == 1, probability, 1 - probability)).sum(axis=(1, 2, 3))
+        mean, variance = np.float64(output.posterior.mean()), np.float64(output.posterior.variance())
+        elbo.append(log_likelihood - (variance + mean**2 - 1 - np.log(variance)).sum(axis=1) / 2)
+    elbo = np.concatenate(elbo)
+    measured = run.evaluation()
+    assert measured["elbo"]["mean"] == pytest.approx(elbo.mean(), rel=1e-5)
+    assert measured["elbo"]["standard_error"] == pytest.approx(elbo.std(ddof=1) / np.sqrt(len(elbo)), rel=1e-4)
+    assert measured["elbo"]["mean"] == pytest.approx(-measured["rate"]["mean"] - measured["distortion"]["mean"])
+    assert measured["protocol"]["num_images"] == len(data.test)
+    assert f"{len(data.test)} test images, binarized once, seed 0" in run.summary()
+
+
+@pytest.mark.parametrize("network", ["mlp", "residual", "conv"])
+def test_the_same_seed_gives_the_same_training(tmp_path, npz, network):
+    config = small(npz, network=network, width=8, depth=1, epochs=2)
+    first = train(config, tmp_path / "first", verbose=0)
+    np.random.seed(7)
+    second = train(config, tmp_path / "second", verbose=0)
+    assert numbers(first) == numbers(second)
+    for one, other in zip(first.model().get_weights(), second.model().get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_another_seed_gives_another_training(tmp_path, npz):
+    runs = [train(small(npz, seed=seed, epochs=1), tmp_path / str(seed), verbose=0) for seed in (0, 1)]
+    assert numbers(runs[0]) != numbers(runs[1])
+
+
+def test_the_kept_model_is_the_best_of_the_validation(tmp_path, npz):
+    # A learning rate at which the bound goes up and down.
+    config = small(npz, epochs=8, learning_rate=0.2, learning_rate_schedule="constant")
+    run = train(config, tmp_path / "run", verbose=0)
+    validation = [row["val_elbo"] for row in run.history()]
+    assert int(np.argmax(validation)) != len(validation) - 1
+    cvae = keras.models.load_model(run.path / "model.keras")
+    again = cvae.evaluate(held_out_batches(load_dataset(npz).validation, config), verbose=0, return_dict=True)
+    assert again["elbo"] == pytest.approx(max(validation), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"conditional": False},
+        {"objective": "iwae", "num_samples": 3},
+        {"kl_warmup_epochs": 2, "free_bits": 0.1},
+        {"ema_momentum": 0.9, "prior": "label"},
+        {"binarization": "threshold"},
+        {"binarization": "none"},
+        {"tensorboard": True},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_options(tmp_path, npz, options):
+    run = train(small(npz, **options), tmp_path / "run", verbose=0)
+    history = run.history()
+    assert history[-1]["val_elbo"] > history[0]["val_elbo"]
+    comparable = options.get("binarization") != "none"
+    assert run.evaluation()["protocol"]["comparable"] == comparable
+    assert ("not comparable" in run.summary()) == (not comparable)
+    if "kl_warmup_epochs" in options:
+        # Half the weight in the first epoch; the bound is the true one in all.
+        assert history[0]["loss"] < -history[0]["elbo"]
+        assert history[0]["elbo"] == pytest.approx(-history[0]["rate"] - history[0]["distortion"], rel=1e-5)
+
+
+def test_early_stopping(tmp_path, npz):
+    config = small(npz, epochs=60, learning_rate=0.2, learning_rate_schedule="constant", early_stopping=2)
+    history = train(config, tmp_path / "run", verbose=0).history()
+    best = int(np.argmax([row["val_elbo"] for row in history]))
+    assert len(history) == best + 3 < 60
+
+
+def test_an_existing_folder_is_never_overwritten_unasked(tmp_path, npz):
+    train(small(npz, epochs=1), tmp_path / "run", verbose=0)
+    before = (tmp_path / "run" / "model.keras").read_bytes()
+    with pytest.raises(
+        ValueError, match=r"output: expected a new folder, got .*run', which holds a run; choose another"
+    ):
+        train(small(npz, epochs=1), tmp_path / "run", verbose=0)
+    assert (tmp_path / "run" / "model.keras").read_bytes() == before
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    run = train(small(npz, epochs=2), tmp_path / "run", overwrite=True, verbose=0)
+    assert len(run.history()) == 2
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("mine")
+    with pytest.raises(ValueError, match="which holds something else than a run"):
+        train(small(npz), tmp_path / "other", overwrite=True, verbose=0)
+    with pytest.raises(ValueError, match="which is a file"):
+        train(small(npz), tmp_path / "other" / "thesis.tex", verbose=0)
+
+
+def test_a_mistake_leaves_no_folder(tmp_path, npz):
+    with pytest.raises(ValueError, match="batch_size: expected at most 195, the number of training images, got 5000"):
+        train(small(npz, batch_size=5000), tmp_path / "run", verbose=0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_default_output(tmp_path, npz):
+    assert str(default_output(TrainConfig())) == "runs/mnist5k"
+    assert str(default_output(TrainConfig(dataset="emnist/balanced"))) == "runs/emnist-balanced"
+    assert str(default_output(TrainConfig(dataset=str(npz)))) == "runs/stripes"
+
+
+def start(npz, output, **options):
+    command = [sys.executable, "-m", "tfp_cvae.cli", "train", "--dataset", str(npz), "--epochs", "100000"]
+    command += ["--batch-size", "32", "--width", "16", "--output", str(output)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def wait_for(path):
+    for _ in range(600):
+        if path.exists():
+            return
+        time.sleep(0.1)
+    raise TimeoutError(path)
+
+
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL])
+def test_what_was_trained_survives_an_interruption(tmp_path, npz, kill):
+    process = start(npz, tmp_path / "run")
+    wait_for(tmp_path / "run" / "model.keras")
+    time.sleep(2)
+    process.send_signal(kill)
+    stdout, stderr = process.communicate(timeout=60)
+    run = Run.load(tmp_path / "run")
+    assert len(run.history()) >= 1
+    assert run.model().generate([0, 1], seed=0).shape == (2, 8, 8, 1)
+    run.images_by_epoch()
+    if kill == signal.SIGINT:
+        assert process.returncode == 130
+        assert "interrupted; the best model so far is" in stdout
+        assert "Traceback" not in stderr
+        assert not [name for name in os.listdir(run.path) if name.startswith(".")]
+
+
+def test_a_full_disk_is_one_line_and_leaves_whole_files(tmp_path, npz):
+    def limit_file_size():
+        # The model does not fit, the rest does.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    process = start(npz, tmp_path / "run", preexec_fn=limit_file_size)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert stderr.count("\n") == 1
+    assert stderr.startswith("error: ")
+    assert "File too large" in stderr
+    assert "model.keras" not in os.listdir(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["epochs"] == 100_000
+    assert not [name for name in os.listdir(tmp_path / "run") if name.startswith(".")]
