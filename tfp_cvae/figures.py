@@ -76,7 +76,10 @@ def _figures(run: Run, cvae: CVAE, dataset: Dataset | None) -> Iterator[tuple[st
     history = run.history()
     if history:
         columns = {key: np.array([row[key] for row in history]) for key in history[0]}
-        yield "lower_bound", plotting.lower_bound(columns, f"{name}: evidence lower bound (held-out images {run.binarization_note()})")
+        yield (
+            "lower_bound",
+            plotting.lower_bound(columns, f"{name}: evidence lower bound (held-out images {run.binarization_note()})"),
+        )
     if run.has_images_by_epoch():
         epochs, images = run.images_by_epoch()
         yield (

@@ -1,0 +1,64 @@
+"""What a fresh process loads is what was saved, to the last bit."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tf_keras as keras
+
+from tfp_cvae.losses import ELBO, NegativeELBO
+from tfp_cvae.model import build_cvae
+
+LOAD = """
+import sys
+import numpy as np
+import tf_keras as keras
+import tfp_cvae
+cvae = keras.models.load_model(sys.argv[1])
+data = np.load(sys.argv[2])
+image, one_hot = data["image"], data["one_hot"]
+posterior = cvae.posterior(image, one_hot)
+likelihood = cvae.likelihood(data["latent"], one_hot)
+np.savez(
+    sys.argv[3], mean=posterior.mean(), stddev=posterior.stddev(), probability=likelihood.mean(),
+    log_prob=likelihood.log_prob(image), generated=cvae.generate([0, 1, 2, 2], seed=5), prior=cvae.prior(one_hot).stddev(),
+)
+"""
+
+
+@pytest.mark.parametrize("network", ["mlp", "residual", "conv"])
+def test_keras_file(tmp_path, network, dataset):
+    keras.utils.set_random_seed(0)
+    cvae = build_cvae((8, 8, 1), 3, 4, network, width=8, prior="label")
+    cvae.compile("adam", loss=NegativeELBO(), metrics=[ELBO()])
+    cvae.fit(dataset.train.batches(32), verbose=0)
+    cvae.save(tmp_path / "cvae.keras")
+    image, one_hot = dataset.test.binarized(), dataset.test.one_hot()
+    latent = np.random.default_rng(0).standard_normal((len(image), 4)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", image=image, one_hot=one_hot, latent=latent)
+    posterior, likelihood = cvae.posterior(image, one_hot), cvae.likelihood(latent, one_hot)
+    expected = {
+        "mean": posterior.mean(),
+        "stddev": posterior.stddev(),
+        "probability": likelihood.mean(),
+        "log_prob": likelihood.log_prob(image),
+        "generated": cvae.generate([0, 1, 2, 2], seed=5),
+        "prior": cvae.prior(one_hot).stddev(),
+    }
+    files = [str(tmp_path / name) for name in ("cvae.keras", "data.npz", "loaded.npz")]
+    subprocess.run([sys.executable, "-c", LOAD, *files], check=True, capture_output=True)
+    loaded = np.load(tmp_path / "loaded.npz")
+    assert set(loaded) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(loaded[name], value, err_msg=name)
+
+
+def test_import_is_light_and_complete():
+    code = (
+        "import sys, tfp_cvae\n"
+        "assert 'tensorflow' not in sys.modules\n"
+        "for name in tfp_cvae.__all__: getattr(tfp_cvae, name)\n"
+        "assert set(tfp_cvae.__all__) <= set(dir(tfp_cvae))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

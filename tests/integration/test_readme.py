@@ -1,0 +1,79 @@
+"""The README is run as it stands."""
+
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from tfp_cvae.recognition import accuracy, recognised, train_classifier
+from tfp_cvae.run import Run
+from tfp_cvae.sources import load_dataset
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands():
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    parts = [part.strip() for line in lines for part in line.partition("#")[0].split("&&")]
+    return [shlex.split(part) for part in parts if part.startswith("tfp-cvae ")]
+
+
+def run_command(words, folder):
+    environment = {**os.environ, "PATH": f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(words, cwd=folder, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder in which the README's first command has been run, `tfp-cvae train`, with the default settings."""
+    path = tmp_path_factory.mktemp("readme")
+    assert commands()[0] == ["tfp-cvae", "train"]
+    out = run_command(["tfp-cvae", "train"], path)
+    assert "held-out bound, nats per image: elbo -" in out
+    return path
+
+
+def test_python(tmp_path):
+    (code,) = blocks("python")
+    run_command([sys.executable, "-c", code], tmp_path)
+    assert (tmp_path / "cvae.keras").is_file()
+
+
+def test_commands(folder):
+    quick = [words for words in commands() if words[1] in ("generate", "plot", "datasets")]
+    assert {words[1] for words in quick} == {"generate", "plot", "datasets"}
+    for words in quick:
+        run_command(words, folder)
+    assert PIL.Image.open(folder / "three.png").size[0] > 300
+    # The long ones are at least understood.
+    for words in commands():
+        assert words[1] in ("train", "generate", "plot", "datasets")
+
+
+def test_links_and_pictures_exist():
+    targets = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(targets) > 3
+    for target in targets:
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.mnist
+def test_all_ten_classes_of_the_default_run_are_recognised(folder):
+    mnist = load_dataset("mnist")
+    classifier = train_classifier(mnist)
+    assert accuracy(classifier, mnist.test.binarized("none"), mnist.test.labels) > 0.985
+    fractions = recognised(classifier, Run.load(folder / "runs" / "mnist5k").model(), count=1000)
+    print("recognised, by class:", np.round(fractions, 3))
+    assert len(fractions) == 10
+    assert fractions.min() >= 0.85
