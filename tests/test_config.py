@@ -41,5 +41,5 @@ def test_mistakes(values, error, message):
 
 
 def test_unknown_key_names_the_nearest():
-    with pytest.raises(ValueError, match="expected a known key, got 'latent_dim'; did you mean latent_size?"):
+    with pytest.raises(ValueError, match=r"expected a known key, got 'latent_dim'; did you mean latent_size\?"):
         TrainConfig.from_dict({"latent_dim": 3})

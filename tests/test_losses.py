@@ -8,7 +8,7 @@ from tfp_cvae.model import build_cvae
 
 
 def numpy_terms(cvae, image, one_hot):
-    """Rate [batch], log-likelihood [K, batch] and log weights [K, batch], from the networks' raw outputs, in float64."""
+    """Rate [batch], log-likelihood [K, batch], log weights [K, batch] from the networks' raw outputs, in float64."""
     result = cvae((image, one_hot))
     mean, stddev = (np.float64(part()) for part in (result.posterior.mean, result.posterior.stddev))
     prior_mean, prior_stddev = (np.float64(part()) for part in (result.prior.mean, result.prior.stddev))

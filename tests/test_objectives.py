@@ -1,5 +1,6 @@
 """The mathematics against a model whose log-likelihood is known in closed form, and against NumPy."""
 
+import itertools
 import types
 
 import numpy as np
@@ -87,7 +88,7 @@ def test_iwae_rises_with_the_number_of_samples_and_stays_below_the_evidence(obse
         result = output(many, labels, num_samples, num_samples, shift=0.3, stretch=1.4)
         means = objectives.iwae(many, result).numpy().reshape(draws, -1).mean(axis=1)
         bounds.append((means.mean(), means.std(ddof=1) / np.sqrt(draws)))
-    for (lower, lower_error), (upper, upper_error) in zip(bounds, bounds[1:], strict=False):
+    for (lower, lower_error), (upper, upper_error) in itertools.pairwise(bounds):
         assert upper - lower > 4 * np.hypot(lower_error, upper_error)
     evidence = log_evidence(x, label).mean()
     assert bounds[-1][0] < evidence + 4 * bounds[-1][1]

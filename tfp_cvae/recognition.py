@@ -47,7 +47,7 @@ def train_classifier(dataset: Dataset, *, epochs: int = 6, seed: int = 0, verbos
     return classifier
 
 
-def accuracy(classifier: keras.Model, images: np.ndarray, labels: np.ndarray) -> float:
+def accuracy(classifier: keras.Model, images: np.ndarray, labels: np.ndarray | int) -> float:
     """Fraction of images `[n, height, width, channels]` in [0, 1] whose class the classifier finds."""
     logits = classifier.predict(images, batch_size=_BATCH_SIZE, verbose=0)
     return float(np.mean(np.argmax(logits, axis=-1) == labels))

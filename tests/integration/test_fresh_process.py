@@ -21,8 +21,13 @@ image, one_hot = data["image"], data["one_hot"]
 posterior = cvae.posterior(image, one_hot)
 likelihood = cvae.likelihood(data["latent"], one_hot)
 np.savez(
-    sys.argv[3], mean=posterior.mean(), stddev=posterior.stddev(), probability=likelihood.mean(),
-    log_prob=likelihood.log_prob(image), generated=cvae.generate([0, 1, 2, 2], seed=5), prior=cvae.prior(one_hot).stddev(),
+    sys.argv[3],
+    mean=posterior.mean(),
+    stddev=posterior.stddev(),
+    probability=likelihood.mean(),
+    log_prob=likelihood.log_prob(image),
+    generated=cvae.generate([0, 1, 2, 2], seed=5),
+    prior=cvae.prior(one_hot).stddev(),
 )
 """
 
