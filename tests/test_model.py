@@ -275,6 +275,17 @@ def test_a_mixture_of_classes_is_a_label(cvae, batch):
     cvae.fit((image, np.full_like(one_hot, 1 / 3)), image, verbose=0)
 
 
+@pytest.mark.parametrize("as_dataset", [False, True])
+def test_labels_in_the_place_of_the_image_are_refused(cvae, as_dataset):
+    cvae.compile("adam", loss=NegativeELBO())
+    y = np.float32([0, 1, 1, 0, 1, 1])[:, None, None, None]
+    dataset = tf.data.Dataset.from_tensors(((IMAGE, ONE_HOT), y))
+    with pytest.raises(ValueError, match=r"y.*: expected"):
+        cvae.fit(dataset, verbose=0) if as_dataset else cvae.fit((IMAGE, ONE_HOT), y, verbose=0)
+    with pytest.raises(ValueError, match=r"one_hot: expected values in \[0, 1\]"):
+        cvae.fit((IMAGE, ONE_HOT), IMAGE, validation_data=((IMAGE, NAN), IMAGE), verbose=0)
+
+
 NAN = np.full((6, 3), np.nan, np.float32)
 IMAGE, ONE_HOT = np.zeros((6, 8, 8, 1), np.float32), np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2]]
 

@@ -52,12 +52,13 @@ class NegativeELBO(keras.losses.Loss):
         Returns:
             `[batch]` float32, nats per image.
         """
+        image = _checked_image(y_true, y_pred)
         if self.free_bits:
             per_dimension = tf.reduce_mean(objectives.rate_per_dimension(y_pred), axis=0)
             rate = tf.reduce_sum(tf.maximum(per_dimension, self.free_bits))
         else:
             rate = objectives.rate(y_pred)
-        return objectives.distortion(y_true, y_pred) + self.kl_weight * rate
+        return objectives.distortion(image, y_pred) + self.kl_weight * rate
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "kl_weight": float(self.kl_weight), "free_bits": self.free_bits}
@@ -78,7 +79,15 @@ class NegativeIWAE(keras.losses.Loss):
 
     def call(self, y_true: tf.Tensor, y_pred: Any) -> tf.Tensor:
         """Loss of each image; arguments and result as of `NegativeELBO.call`."""
-        return -objectives.iwae(y_true, y_pred)
+        return -objectives.iwae(_checked_image(y_true, y_pred), y_pred)
+
+
+def _checked_image(y_true: tf.Tensor, y_pred: Any) -> tf.Tensor:
+    y_true = tf.convert_to_tensor(y_true)
+    # A label in its place would be broadcast over the pixels without a word.
+    if not y_true.shape.is_compatible_with(y_pred.shape):
+        raise ValueError(f"y: expected the image again, shape {list(y_pred.shape)}, got {list(y_true.shape)}")
+    return y_true
 
 
 class _BoundMetric(keras.metrics.Mean):

@@ -229,36 +229,51 @@ class CVAE(keras.Model):
             latent += posterior.stddev() * standard_normal(seeds, self.latent_size)
         return self.likelihood(latent, one_hot).mean()
 
-    def fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> keras.callbacks.History:
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
         """Trains as `keras.Model.fit` does, after a check of what is given.
 
         Args:
             x: `(image, one_hot)` arrays, or `image` without classes; or a `tf.data.Dataset` of
                 `((image, one_hot), image)`.
             y: `image` again, with arrays.
+            batch_size: As of `keras.Model.fit`, and so are the others.
+            epochs: As of `keras.Model.fit`.
+            verbose: As of `keras.Model.fit`.
+            callbacks: Callbacks of `tf_keras`.
             **kwargs: Of `keras.Model.fit`.
 
         Raises:
             TypeError: If a callback is not one of `tf_keras`.
             ValueError: If an array is not finite, out of range or of the wrong shape.
         """
-        self._check_arrays(x)
-        _check_callbacks(kwargs.get("callbacks"))
-        return super().fit(x, y, **kwargs)
+        self._check_arrays(x, y)
+        if isinstance(kwargs.get("validation_data"), (tuple, list)):
+            self._check_arrays(*kwargs["validation_data"][:2])
+        _check_callbacks(callbacks)
+        return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
-    def evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
         """Evaluates as `keras.Model.evaluate` does, after the checks of `fit`."""
-        # `fit` validates through this method too, with arguments that it has made itself.
+        # `fit` validates through this method too, with what it has checked itself.
         if "_use_cached_eval_dataset" not in kwargs:
-            self._check_arrays(x)
-            _check_callbacks(kwargs.get("callbacks"))
-        return super().evaluate(x, y, **kwargs)
+            self._check_arrays(x, y)
+            _check_callbacks(callbacks)
+        return super().evaluate(x, y, *args, callbacks=callbacks, **kwargs)
 
-    def predict(self, x: Any, **kwargs: Any) -> Any:
+    def predict(self, x: Any, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
         """Reconstructs images as `keras.Model.predict` does, after the checks of `fit`; see `CVAEOutput`."""
         self._check_arrays(x)
-        _check_callbacks(kwargs.get("callbacks"))
-        return super().predict(x, **kwargs)
+        _check_callbacks(callbacks)
+        return super().predict(x, *args, callbacks=callbacks, **kwargs)
 
     def save(self, filepath: Any, overwrite: bool = True, save_format: str | None = None, **kwargs: Any) -> None:
         """Saves the model in the `.keras` format, which `keras.models.load_model` reads with `safe_mode` on.
@@ -299,14 +314,16 @@ class CVAE(keras.Model):
                 raise ValueError(f"{name}: expected shape [batch, {expected}], got {tensor.shape.as_list()}")
         return image, (rest[0] if rest else None)
 
-    def _check_arrays(self, x: Any) -> None:
-        """Checks what `fit` is given as arrays; a `tf.data.Dataset` is checked by its shapes, in `call`."""
+    def _check_arrays(self, x: Any, y: Any = None) -> None:
+        """Checks arrays given to Keras; a `tf.data.Dataset` is checked by its shapes, in `call` and the loss."""
         arrays = x if isinstance(x, (tuple, list)) else (x,)
         for (name, shape), array in zip(self._input_shapes(), arrays, strict=False):
             if isinstance(array, (np.ndarray, tf.Tensor)):
                 checks.unit_interval(name, np.asarray(array), shape)
                 if name == "one_hot":
                     checks.sum_to_one(name, np.asarray(array))
+        if isinstance(y, (np.ndarray, tf.Tensor)):
+            checks.unit_interval("y (the image again)", np.asarray(y), self.image_shape)
 
     def _input_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
         """Name and shape, without the batch, of each input of the model."""

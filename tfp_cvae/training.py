@@ -53,6 +53,8 @@ def train(
         raise ValueError(
             f"batch_size: expected at most {len(dataset.train)}, the number of training images, got {config.batch_size}"
         )
+    if config.binarization == "none" and verbose:
+        print("The bounds below are on grey images: not comparable with bounds on binary images.")
     run = Run.create(output or default_output(config), config, dataset, overwrite=overwrite)
     keras.utils.set_random_seed(config.seed)
     cvae = build_model(config, dataset)
