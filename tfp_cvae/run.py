@@ -35,7 +35,7 @@ HISTORY_COLUMNS = (
 
 _BOUND = ("elbo", "rate", "distortion")
 _CONFIG = "config.json"
-_CONTENTS = (_CONFIG, "history.csv", "model.keras", "evaluation.json", "images_by_epoch.npz", "figures", "backup")
+_CONTENTS = (_CONFIG, "history.csv", "model.keras", "evaluation.json", "images_by_epoch.npz", "figures", "tensorboard")
 
 
 @dataclasses.dataclass(frozen=True)
