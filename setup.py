@@ -10,7 +10,7 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "tfp_cvae" / "__init__.py
 
 TENSORBOARD = ["tensorboard>=2.20,<3"]
 NOTEBOOKS = ["ipykernel>=6", "nbclient>=0.10", "nbformat>=5"]
-TEST = ["pytest>=8", *TENSORBOARD, *NOTEBOOKS]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "scipy>=1.11", *TENSORBOARD, *NOTEBOOKS]
 
 setuptools.setup(
     name="tfp-cvae",
@@ -29,11 +29,11 @@ setuptools.setup(
         "tensorflow-probability>=0.25,<0.26",
         "tensorflow-datasets>=4.9.10,<5",
         "importlib_resources>=6",  # tensorflow-datasets needs it and does not ask for it.
-        "matplotlib>=3.8",
-        "mlxtend>=0.23",
-        "numpy>=1.26",
-        "pillow>=10",
-        "requests>=2.31",
+        "matplotlib>=3.8,<4",
+        "mlxtend>=0.23,<1",
+        "numpy>=1.26,<3",
+        "pillow>=10,<14",
+        "requests>=2.31,<3",
         "tyro>=1.0,<2",
     ],
     extras_require={
@@ -44,7 +44,6 @@ setuptools.setup(
     },
     entry_points={"console_scripts": ["tfp-cvae = tfp_cvae.cli:main"]},
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],

@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+from tfp_cvae.build import build_cvae
 from tfp_cvae.data import Dataset, make_dataset
-from tfp_cvae.model import CVAE, build_cvae
+from tfp_cvae.model import CVAE
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -54,8 +55,17 @@ def npz(tmp_path) -> pathlib.Path:
 
 @pytest.fixture
 def cvae() -> CVAE:
+    """A small model whose prior has another location and scale for each class."""
     keras.utils.set_random_seed(0)
-    return build_cvae((8, 8, 1), 3, latent_size=4, width=16, prior="label")
+    model = build_cvae((8, 8, 1), 3, latent_size=4, width=16, prior="label")
+    spread_prior(model)
+    return model
+
+
+def spread_prior(model: CVAE) -> None:
+    """Moves a label-conditional prior away from N(0, I), at which it starts."""
+    kernel = model.prior_network.trainable_variables[0]
+    kernel.assign(np.random.default_rng(1).standard_normal(kernel.shape))
 
 
 @pytest.fixture

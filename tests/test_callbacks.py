@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import tf_keras as keras
 
-from tfp_cvae.callbacks import HistoryCSV, ImageGrid, KLWarmUp, SwapEMAWeights
+from tfp_cvae.build import build_cvae
+from tfp_cvae.callbacks import HISTORY_COLUMNS, HistoryCSV, ImageGrid, KLWarmUp, SwapEMAWeights
 from tfp_cvae.losses import ELBO, NegativeELBO, NegativeIWAE, Rate
-from tfp_cvae.model import build_cvae
-from tfp_cvae.run import HISTORY_COLUMNS
 
 
 def compiled(optimizer="adam", loss=None):

@@ -148,7 +148,7 @@ IMAGES, LABELS = stripes(60)
         (IMAGES, LABELS + 1, ValueError, "train labels: expected 0 to 2, got 3"),
         (IMAGES, LABELS - 1, ValueError, "train labels: expected 0 to 2, got -1"),
         (IMAGES, LABELS % 2, ValueError, "expected at least one training image of each class, got none of 'right'"),
-        (IMAGES[:3], LABELS[:3], ValueError, "expected at least 10 images of a class"),
+        (IMAGES[:3], LABELS[:3], ValueError, "expected at least 10 images, of which a tenth"),
     ],
 )
 def test_mistakes(images, labels, error, message):

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras as keras
+from conftest import spread_prior
 from scipy.special import logsumexp
 
+from tfp_cvae.build import build_cvae
 from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate
-from tfp_cvae.model import build_cvae
 
 
 def numpy_terms(cvae, image, one_hot):
@@ -35,6 +37,7 @@ def test_negative_elbo_and_metrics_equal_numpy_whatever_the_batch_size(batch, ba
     # 100 images: the last batch is ragged for 7 and 64.
     image, one_hot = batch[0][:100], batch[1][:100]
     cvae = build_cvae((8, 8, 1), 3, latent_size=4, width=16, prior="label", num_samples=num_samples)
+    spread_prior(cvae)
     cvae.compile(loss=NegativeELBO(), metrics=[ELBO(), Rate(), Distortion()])
     measured = cvae.evaluate((image, one_hot), image, batch_size=batch_size, verbose=0, return_dict=True)
     rates, distortions = [], []
@@ -60,6 +63,7 @@ def test_the_rate_is_counted_once_in_what_training_minimises(cvae, batch):
 def test_negative_iwae_equals_numpy(batch):
     image, one_hot = batch
     cvae = build_cvae((8, 8, 1), 3, latent_size=4, width=16, prior="label", num_samples=5)
+    spread_prior(cvae)
     _, _, log_weights = numpy_terms(cvae, image, one_hot)
     expected = -(logsumexp(log_weights, axis=0) - np.log(5))
     np.testing.assert_allclose(NegativeIWAE().call(image, cvae((image, one_hot))), expected, rtol=1e-5)
@@ -70,7 +74,8 @@ def test_kl_weight_and_free_bits_change_the_loss_and_not_the_metrics(cvae, batch
     rate, log_likelihood, _ = numpy_terms(cvae, image, one_hot)
     result = cvae((image, one_hot))
     stddev, mean = result.posterior.stddev().numpy(), result.posterior.mean().numpy()
-    per_dimension = ((stddev**2 + mean**2 - 1) / 2 - np.log(stddev)).mean(axis=0)
+    scale, loc = result.prior.stddev().numpy(), result.prior.mean().numpy()
+    per_dimension = ((stddev**2 + (mean - loc) ** 2) / (2 * scale**2) - 0.5 - np.log(stddev / scale)).mean(axis=0)
     free = float(np.median(per_dimension))
     for loss, expected in (
         (NegativeELBO(kl_weight=0.25), np.mean(0.25 * rate - log_likelihood[0])),
@@ -96,3 +101,37 @@ def test_losses_survive_a_configuration_round_trip(loss):
 def test_weights_below_zero_are_refused(argument, value):
     with pytest.raises(ValueError, match=f"{argument}: expected a number >= 0"):
         NegativeELBO(**{argument: value})
+
+
+@pytest.mark.parametrize("loss", [NegativeELBO(), NegativeELBO(kl_weight=0.3, free_bits=0.05), NegativeIWAE()])
+def test_the_gradient_is_that_of_the_loss_with_the_noise_held_fixed(cvae, batch, loss):
+    """Central differences along a random direction through all weights, in float32."""
+    image, one_hot = batch[0][:16], batch[1][:16]
+    variables = cvae.trainable_variables
+    generator = np.random.default_rng(0)
+    direction = [generator.standard_normal(variable.shape).astype(np.float32) for variable in variables]
+    with tf.GradientTape() as tape:
+        value = loss(image, cvae((image, one_hot)))
+    gradient = tape.gradient(value, variables)
+    # Every network has its part in it: the encoder by way of the samples, too.
+    assert all(part is not None and np.any(part) for part in gradient)
+    expected = sum(np.sum(part * step) for part, step in zip(gradient, direction, strict=True))
+
+    def moved(size):
+        for variable, step in zip(variables, direction, strict=True):
+            variable.assign_add(size * step)
+        result = float(loss(image, cvae((image, one_hot))))
+        for variable, step in zip(variables, direction, strict=True):
+            variable.assign_sub(size * step)
+        return result
+
+    size = 2e-3
+    assert (moved(size) - moved(-size)) / (2 * size) == pytest.approx(expected, rel=0.02)
+
+
+def test_the_encoder_learns_through_the_samples(cvae, batch):
+    image, one_hot = batch
+    with tf.GradientTape() as tape:
+        value = tf.reduce_mean(Distortion.objective(image, cvae((image, one_hot))))
+    for part in tape.gradient(value, cvae.encoder.trainable_variables):
+        assert np.abs(part).max() > 1e-4

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 import keras as keras_3
 import numpy as np
@@ -6,20 +8,22 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+from tfp_cvae.build import build_cvae
 from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag
 from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate
-from tfp_cvae.model import CVAE, build_cvae
+from tfp_cvae.model import CVAE
+from tfp_cvae.networks import label_prior
 
 
-def custom_networks(num_classes=3, encoder_labels=True):
+def custom_networks(num_classes=3, encoder_labels=True, latent_size=2, decoded=(8, 8, 1)):
     image, latent = keras.Input((8, 8, 1)), keras.Input((2,))
     one_hot, other = keras.Input((num_classes,)), keras.Input((num_classes,))
     flat = keras.layers.Flatten()(image)
     hidden = keras.layers.Concatenate()([flat, one_hot]) if encoder_labels else flat
-    posterior = MultivariateNormalDiag(2)(keras.layers.Dense(4)(hidden))
+    posterior = MultivariateNormalDiag(latent_size)(keras.layers.Dense(2 * latent_size)(hidden))
     encoder = keras.Model([image, one_hot] if encoder_labels else image, posterior)
-    logits = keras.layers.Dense(64)(keras.layers.Concatenate()([latent, other]))
-    return encoder, keras.Model([latent, other], IndependentBernoulli((8, 8, 1))(logits))
+    logits = keras.layers.Dense(int(np.prod(decoded)))(keras.layers.Concatenate()([latent, other]))
+    return encoder, keras.Model([latent, other], IndependentBernoulli(decoded)(logits))
 
 
 @pytest.mark.parametrize("encoder_labels", [True, False])
@@ -93,7 +97,7 @@ def test_likelihood_of_many_samples_is_that_of_each(cvae, batch):
 
 def test_without_classes_it_is_the_plain_vae(batch):
     image = batch[0]
-    cvae = build_cvae((8, 8, 1), 0, latent_size=3, width=16, prior="label")
+    cvae = build_cvae((8, 8, 1), 0, latent_size=3, width=16)
     cvae.compile("adam", loss=NegativeELBO(), metrics=[ELBO()])
     losses = cvae.fit(image, image, epochs=5, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
@@ -134,9 +138,7 @@ def test_latent_samples_follow_seed_step_and_batch(cvae, batch):
     first, second = slice(0, 50), slice(50, 100)
     np.testing.assert_array_equal(latent(first), latent(first))
     np.testing.assert_array_equal(latent(first, training=True), latent(first, training=True))
-    noise = latent(first) - cvae.posterior(image[first], one_hot[first]).mean()
-    other_noise = latent(second) - cvae.posterior(image[second], one_hot[second]).mean()
-    assert abs(np.corrcoef(np.ravel(noise), np.ravel(other_noise))[0, 1]) < 0.3
+    assert abs(np.corrcoef(np.ravel(latent(first)), np.ravel(latent(second)))[0, 1]) < 0.3
     assert not np.allclose(latent(first), latent(first, seed=1))
     trained = latent(first, training=True)
     step = 6
@@ -155,17 +157,40 @@ def test_training_draws_new_samples_in_each_step_and_evaluation_the_same(cvae, b
     assert cvae.evaluate(batch, batch[0], verbose=0) == first
 
 
-def test_predict_is_the_mean_image(batch):
+def test_evaluation_noise_is_one_for_each_image_whatever_the_batches(cvae, batch):
+    image, one_hot = batch
+    cvae.compile(loss=NegativeELBO())
+    losses = [cvae.evaluate(batch, image, batch_size=size, verbose=0) for size in (1, 7, 64)]
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-6)
+    output = cvae((image, one_hot))
+    noise = ((output.latent[0] - output.posterior.mean()) / output.posterior.stddev()).numpy()
+    assert len(np.unique(noise[:, 0])) == len(np.unique(image, axis=0)) > 100
+    # It is standard normal noise, and does not go with the ink.
+    assert abs(noise.mean()) < 4 / np.sqrt(noise.size)
+    assert abs(noise.std() - 1) < 4 / np.sqrt(2 * noise.size)
+    assert abs(np.corrcoef(noise[:, 0], image.sum(axis=(1, 2, 3)))[0, 1]) < 4 / np.sqrt(len(image))
+
+
+@pytest.mark.parametrize("batch_size", [1, 20])
+def test_predict_is_the_reconstruction_at_the_posterior_mean(batch, batch_size):
     cvae = build_cvae((8, 8, 1), 3, latent_size=4, width=16, num_samples=3)
     image, one_hot = batch[0][:20], batch[1][:20]
-    predicted = cvae.predict((image, one_hot), verbose=0)
-    np.testing.assert_allclose(predicted, np.mean(cvae((image, one_hot)).likelihood.mean(), axis=0), rtol=1e-5)
+    predicted = cvae.predict((image, one_hot), batch_size=batch_size, verbose=0)
+    np.testing.assert_allclose(predicted, cvae.reconstruct(image, one_hot.argmax(axis=1)), rtol=1e-5)
+
+
+def test_the_output_as_a_tensor_is_the_mean_image(batch):
+    cvae = build_cvae((8, 8, 1), 3, latent_size=4, width=16, num_samples=3)
+    output = cvae(batch)
+    np.testing.assert_allclose(tf.convert_to_tensor(output), np.mean(output.likelihood.mean(), axis=0), rtol=1e-6)
+    assert (output.shape, output.dtype) == (batch[0].shape, tf.float32)
 
 
 @pytest.mark.parametrize("network", ["mlp", "residual", "conv"])
 @pytest.mark.parametrize("num_classes", [0, 3])
 def test_save_and_load(tmp_path, network, num_classes, dataset):
-    cvae = build_cvae((8, 8, 1), num_classes, 4, network, width=8, prior="label", num_samples=2, seed=3)
+    prior = "label" if num_classes else "standard"
+    cvae = build_cvae((8, 8, 1), num_classes, 4, network, width=8, depth=1, prior=prior, num_samples=2, seed=3)
     cvae.compile("adam", loss=NegativeELBO(kl_weight=0.5), metrics=[ELBO()])
     batches = dataset.test.batches(8, conditional=num_classes > 0)
     cvae.fit(batches, verbose=0)
@@ -187,12 +212,17 @@ def test_saving_in_another_format_is_refused_and_does_no_harm(tmp_path, cvae, ba
         lambda: cvae.save(tmp_path / "folder"),
         lambda: cvae.save(tmp_path / "cvae.h5"),
         lambda: cvae.save(tmp_path / "cvae.keras", save_format="tf"),
+        lambda: keras.models.save_model(cvae, tmp_path / "folder"),
+        lambda: keras.models.save_model(cvae, str(tmp_path / "folder"), save_format="tf"),
+        lambda: tf.saved_model.save(cvae, str(tmp_path / "folder")),
+        lambda: cvae.export(str(tmp_path / "folder")),
         lambda: cvae.fit(batch, batch[0], callbacks=[checkpoint], verbose=0),
     ):
         with pytest.raises(ValueError, match=r"filepath: expected a name that ends in \.keras"):
             save()
-    assert os.listdir(tmp_path) == []
-    cvae.fit(batch, batch[0], verbose=0)
+        cvae.fit(batch, batch[0], verbose=0)
+    assert not list(tmp_path.rglob("*.pb"))
+    assert not list(tmp_path.rglob("*.h5"))
 
 
 def test_a_failed_save_leaves_the_earlier_file(tmp_path, cvae, batch, monkeypatch):
@@ -259,14 +289,29 @@ def test_ways_to_run(dataset, options, tolerance):
     np.testing.assert_allclose(train(**options), train(), rtol=tolerance)
 
 
-def test_mirrored_strategy(dataset):
-    devices = tf.config.list_logical_devices("CPU")
-    strategy = tf.distribute.MirroredStrategy([device.name for device in devices[:1]])
-    with strategy.scope():
-        cvae = build_cvae((8, 8, 1), 3, latent_size=4, width=16)
-        cvae.compile("adam", loss=NegativeELBO(), metrics=[ELBO()])
-    losses = cvae.fit(dataset.train.batches(32), epochs=3, verbose=0).history["loss"]
-    assert losses[-1] < losses[0]
+MIRRORED = """
+import sys
+import numpy as np, tensorflow as tf
+from tfp_cvae.build import build_cvae
+from tfp_cvae.losses import ELBO, NegativeELBO
+from tfp_cvae.sources import load_dataset
+(cpu,) = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+assert strategy.num_replicas_in_sync == 2
+with strategy.scope():
+    cvae = build_cvae((8, 8, 1), 3, latent_size=4, width=16)
+    cvae.compile("adam", loss=NegativeELBO(), metrics=[ELBO()])
+data = load_dataset(sys.argv[1])
+batches, validation = data.train.batches(32), data.validation.batches(8)
+losses = cvae.fit(batches, validation_data=validation, epochs=5, verbose=0).history["loss"]
+assert losses[-1] < losses[0], losses
+assert cvae.step.numpy() == 5 * 7
+"""
+
+
+def test_two_mirrored_replicas(npz):
+    subprocess.run([sys.executable, "-c", MIRRORED, str(npz)], check=True, capture_output=True, text=True)
 
 
 def test_a_mixture_of_classes_is_a_label(cvae, batch):
@@ -347,6 +392,7 @@ def test_mistakes_in_generate(cvae, arguments, error, message):
     [
         ({"latent_size": 0}, ValueError, "latent_size: expected an integer >= 1, got 0"),
         ({"network": "gan"}, ValueError, "network: expected one of mlp, residual, conv, got 'gan'"),
+        ({"prior": "label", "num_classes": 0}, ValueError, "prior: expected standard for a model without classes"),
         ({"prior": "vamp"}, ValueError, "prior: expected one of standard, label, got 'vamp'"),
         ({"num_classes": -1}, ValueError, "num_classes: expected an integer >= 0, got -1"),
         ({"image_shape": (28, 28)}, ValueError, r"image_shape: expected \(height, width, channels\), got \(28, 28\)"),
@@ -365,8 +411,25 @@ def test_networks_that_do_not_fit():
         CVAE(keras.layers.Dense(3), decoder)
     with pytest.raises(TypeError, match="decoder: expected a functional Keras model"):
         CVAE(encoder, keras_3.Sequential())
-    with pytest.raises(ValueError, match="encoder, decoder: expected as many classes, got 3 and 4"):
+    with pytest.raises(ValueError, match="encoder: number of classes: expected 4, as of the other networks, got 3"):
         CVAE(encoder, custom_networks(4)[1])
+    for one, other, message in (
+        (
+            custom_networks(latent_size=5)[0],
+            decoder,
+            "encoder: latent size: expected 2, as of the other networks, got 5",
+        ),
+        (encoder, custom_networks(decoded=(4, 16, 1))[1], r"decoder: image shape: expected \(8, 8, 1\)"),
+        (encoder, custom_networks(decoded=(8, 8, 3))[1], r"decoder: image shape: expected \(8, 8, 1\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CVAE(one, other)
+    with pytest.raises(ValueError, match="prior: number of classes: expected 3, as of the other networks, got 4"):
+        CVAE(encoder, decoder, label_prior(4, 2))
+    with pytest.raises(ValueError, match="prior: latent size: expected 2, as of the other networks, got 1"):
+        CVAE(encoder, decoder, label_prior(3, 1))
+    with pytest.raises(ValueError, match="params: expected 6 along the last axis, got 10"):
+        MultivariateNormalDiag(3)(np.zeros((1, 10), np.float32))
     with pytest.raises(TypeError, match="encoder: expected an output of the layer MultivariateNormalDiag"):
         CVAE(keras.Model(encoder.inputs, keras.layers.Dense(2)(encoder.layers[-2].output)), decoder)
     with pytest.raises(TypeError, match="decoder: expected an output of the layer IndependentBernoulli"):

@@ -3,8 +3,8 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+from tfp_cvae.build import build_cvae
 from tfp_cvae.losses import NegativeELBO
-from tfp_cvae.model import build_cvae
 
 NETWORKS = ["mlp", "residual", "conv"]
 
@@ -26,12 +26,12 @@ def test_any_image_shape_and_number_of_classes(network, image_shape, num_classes
 @pytest.mark.parametrize("num_classes", [0, 3])
 def test_every_weight_is_trained_and_the_loss_falls(network, num_classes, dataset):
     keras.utils.set_random_seed(0)
-    cvae = build_cvae((8, 8, 1), num_classes, 4, network, width=16, prior="label")
-    cvae.compile("adam", loss=NegativeELBO())
+    cvae = build_cvae((8, 8, 1), num_classes, 4, network, width=16, prior="label" if num_classes else "standard")
+    cvae.compile(keras.optimizers.Adam(5e-3), loss=NegativeELBO())
     # The residual branches start at zero, so that their inner weights move from the second step on.
     before = [variable.numpy() for variable in cvae.trainable_variables]
-    history = cvae.fit(dataset.train.batches(32, conditional=num_classes > 0), epochs=6, verbose=0)
-    assert history.history["loss"][-1] < 0.95 * history.history["loss"][0]
+    history = cvae.fit(dataset.train.batches(32, conditional=num_classes > 0), epochs=10, verbose=0)
+    assert history.history["loss"][-1] < 0.9 * history.history["loss"][0]
     for variable, old in zip(cvae.trainable_variables, before, strict=True):
         assert np.any(variable.numpy() != old), variable.name
 

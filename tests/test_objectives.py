@@ -11,11 +11,12 @@ from tensorflow_probability import distributions as tfd
 
 from tfp_cvae import objectives
 
-# p(z|y) = N(m_y, I), p(x|z,y) = N(A z + b_y, s^2 I). The columns of A are orthogonal, so that the exact posterior is
-# diagonal, as the encoder's is.
+# p(z|y) = N(m_y, diag(t_y)^2), p(x|z,y) = N(A z + b_y, s^2 I). The columns of A are orthogonal, so that
+# the exact posterior is diagonal, as the encoder's is.
 A = np.array([[1.0, 0.5], [1.0, -0.5], [-1.0, 0.5], [-1.0, -0.5], [0.0, 2.0]])
 S = 0.7
 M = np.array([[0.0, 0.0], [1.0, -2.0]])
+T = np.array([[1.0, 0.5], [1.5, 2.0]])
 B = np.array([[0.0, 1.0, 2.0, 3.0, 4.0], [1.0, -1.0, 1.0, -1.0, 0.0]])
 
 
@@ -23,34 +24,32 @@ B = np.array([[0.0, 1.0, 2.0, 3.0, 4.0], [1.0, -1.0, 1.0, -1.0, 0.0]])
 def observed():
     generator = np.random.default_rng(0)
     label = np.arange(40) % 2
-    latent = M[label] + generator.standard_normal((40, 2))
+    latent = M[label] + T[label] * generator.standard_normal((40, 2))
     return latent @ A.T + B[label] + S * generator.standard_normal((40, 5)), label
 
 
 def log_evidence(x, label):
-    covariance = A @ A.T + S**2 * np.eye(5)
-    return np.array(
-        [stats.multivariate_normal(A @ M[k] + B[k], covariance).logpdf(row) for row, k in zip(x, label, strict=True)]
-    )
+    noise = S**2 * np.eye(5)
+    marginals = [stats.multivariate_normal(A @ M[k] + B[k], A @ np.diag(T[k] ** 2) @ A.T + noise) for k in range(2)]
+    return np.array([marginals[k].logpdf(row) for row, k in zip(x, label, strict=True)])
 
 
 def exact_posterior(x, label):
-    precision = np.eye(2) + A.T @ A / S**2
-    assert precision[0, 1] == 0
-    variance = 1 / np.diag(precision)
-    mean = variance * (M[label] + (x - B[label]) @ A / S**2)
+    assert (A.T @ A)[0, 1] == 0
+    variance = 1 / (1 / T[label] ** 2 + np.diag(A.T @ A) / S**2)
+    mean = variance * (M[label] / T[label] ** 2 + (x - B[label]) @ A / S**2)
     return mean, np.sqrt(variance)
 
 
 def output(x, label, num_samples, seed, shift=0.0, stretch=1.0):
     """Model output with the exact posterior, or one that is off by `shift` and `stretch`."""
     mean, stddev = exact_posterior(x, label)
-    posterior = tfd.MultivariateNormalDiag(mean + shift, np.broadcast_to(stddev * stretch, mean.shape))
+    posterior = tfd.MultivariateNormalDiag(mean + shift, stddev * stretch)
     latent = posterior.sample(num_samples, seed=[seed, 0])
     loc = tf.einsum("kbd,pd->kbp", latent, tf.constant(A)) + B[label]
     return types.SimpleNamespace(
         posterior=posterior,
-        prior=tfd.MultivariateNormalDiag(tf.constant(M[label])),
+        prior=tfd.MultivariateNormalDiag(M[label], T[label]),
         latent=latent,
         likelihood=tfd.MultivariateNormalDiag(loc, S * np.ones(5)),
     )
@@ -70,12 +69,12 @@ def test_elbo_is_below_the_evidence_by_the_divergence_to_the_exact_posterior(obs
     _, stddev = exact_posterior(x, label)
     shift, stretch = 0.3, 1.4
     # KL(N(mean + shift, (stretch stddev)^2) || N(mean, stddev^2)).
-    gap = np.sum(-np.log(stretch) + (stretch**2 + (shift / stddev) ** 2) / 2 - 0.5, axis=-1)
+    gap = np.sum(-np.log(stretch) + (stretch**2 + (shift / stddev) ** 2) / 2 - 0.5, axis=-1).mean()
     draws = 400
     result = output(np.tile(x, (draws, 1)), np.tile(label, draws), 1, 0, shift, stretch)
     estimates = objectives.elbo(np.tile(x, (draws, 1)), result).numpy().reshape(draws, -1).mean(axis=1)
     standard_error = estimates.std(ddof=1) / np.sqrt(len(estimates))
-    assert abs(estimates.mean() - np.mean(log_evidence(x, label) - gap)) < 4 * standard_error
+    assert abs(estimates.mean() - (log_evidence(x, label).mean() - gap)) < 4 * standard_error
     assert standard_error < gap / 50
 
 
@@ -106,7 +105,8 @@ def test_rate_agrees_with_numpy_and_with_monte_carlo(observed):
     x, label = observed
     result = output(x, label, 20_000, seed=5, shift=0.5, stretch=0.8)
     mean, stddev = result.posterior.mean().numpy(), result.posterior.stddev().numpy()
-    per_dimension = (stddev**2 + (mean - M[label]) ** 2 - 1) / 2 - np.log(stddev)
+    prior_stddev = T[label]
+    per_dimension = (stddev**2 + (mean - M[label]) ** 2) / (2 * prior_stddev**2) - 0.5 - np.log(stddev / prior_stddev)
     np.testing.assert_allclose(objectives.rate_per_dimension(result), per_dimension, rtol=1e-9)
     np.testing.assert_allclose(objectives.rate(result), per_dimension.sum(axis=-1), rtol=1e-9)
     ratio = (result.posterior.log_prob(result.latent) - result.prior.log_prob(result.latent)).numpy()

@@ -1,8 +1,8 @@
 import numpy as np
 import tf_keras as keras
 
+from tfp_cvae.build import build_cvae
 from tfp_cvae.losses import NegativeELBO
-from tfp_cvae.model import build_cvae
 from tfp_cvae.recognition import accuracy, recognised, train_classifier
 
 

@@ -37,7 +37,7 @@ def test_embedded_mnist():
 def test_prepared_mnist():
     data = load_dataset("mnist")
     assert data.image_shape == (28, 28, 1)
-    assert len(data.train) + len(data.validation) == 60_000
+    assert [len(data.train), len(data.validation)] == [55_000, 5_000]
     assert np.bincount(data.test.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert any(name == "mnist" and "prepared" in source for name, source in list_datasets())
 
@@ -80,6 +80,10 @@ def resize(folder):
     PIL.Image.new("L", (5, 5)).save(folder / "dog" / "03.png")
 
 
+def deepen(folder):
+    PIL.Image.fromarray(np.full((10, 12), 40_000, np.uint16)).save(folder / "dog" / "03.png")
+
+
 def empty(folder):
     (folder / "fish").mkdir()
 
@@ -94,6 +98,7 @@ def strange(folder):
         (corrupt, r"dog/03.png: expected a picture, got an unreadable file"),
         (strange, r"dog/03.png: expected a picture, got an unreadable file"),
         (resize, r"dog/03.png: expected pictures of one size, 12x10 as .*cat/00.png, got 5x5"),
+        (deepen, r"dog/03.png: expected 8 bits a channel, got the mode I;16; convert it"),
         (empty, r"fish: expected at least one picture of the class, got an empty folder"),
     ],
 )
@@ -107,10 +112,15 @@ def test_spoilt_folders(tmp_path, spoil, message):
 def test_mistakes(tmp_path):
     np.savez(tmp_path / "nolabels.npz", images=stripes()[0])
     (tmp_path / "broken.npz").write_bytes(b"PK not a zip")
+    np.savez(tmp_path / "far.npz", images=stripes()[0], labels=stripes()[1] * 30_000_000)
     (tmp_path / "flat").mkdir()
     for name, message in (
         (tmp_path / "nolabels.npz", r"expected the arrays 'images' and 'labels', got \['images'\]"),
         (tmp_path / "broken.npz", "broken.npz: expected an .npz file of plain arrays, got an unreadable one"),
+        (
+            tmp_path / "far.npz",
+            "labels: expected 0 to the number of classes - 1, with an image of each, got 0 to 60000000",
+        ),
         (tmp_path / "absent.npz", "expected an existing .npz file"),
         (tmp_path / "flat", "expected a subfolder of pictures for each class, got no subfolder"),
         (tmp_path / "absent", "dataset: expected a folder with a subfolder for each class or an .npz file"),

@@ -11,10 +11,13 @@ import PIL.Image
 import pytest
 import tf_keras as keras
 
+from tfp_cvae import figures
+from tfp_cvae.callbacks import HISTORY_COLUMNS
 from tfp_cvae.config import TrainConfig
-from tfp_cvae.run import HISTORY_COLUMNS, Run
+from tfp_cvae.losses import NegativeELBO, NegativeIWAE
+from tfp_cvae.run import Run
 from tfp_cvae.sources import load_dataset
-from tfp_cvae.training import default_output, held_out_batches, train
+from tfp_cvae.training import build_model, compile_model, default_output, held_out_batches, train
 
 FILES = ["config.json", "evaluation.json", "figures", "history.csv", "images_by_epoch.npz", "model.keras"]
 
@@ -110,10 +113,98 @@ def test_options(tmp_path, npz, options):
     comparable = options.get("binarization") != "none"
     assert run.evaluation()["protocol"]["comparable"] == comparable
     assert ("not comparable" in run.summary()) == (not comparable)
+    assert run.evaluation()["protocol"]["num_samples"] == options.get("num_samples", 1)
+    assert ("iwae" in run.evaluation()) == ("num_samples" in options)
     if "kl_warmup_epochs" in options:
         # Half the weight in the first epoch; the bound is the true one in all.
         assert history[0]["loss"] < -history[0]["elbo"]
         assert history[0]["elbo"] == pytest.approx(-history[0]["rate"] - history[0]["distortion"], rel=1e-5)
+
+
+def test_the_configuration_reaches_model_and_optimizer(npz):
+    data = load_dataset(npz)
+    config = small(
+        npz, kl_weight=0.5, free_bits=0.1, num_samples=3, seed=4, ema_momentum=0.9, prior="label", latent_size=5
+    )
+    cvae = build_model(config, data)
+    compile_model(cvae, config, steps_per_epoch=7)
+    assert (cvae.num_samples, cvae.seed, cvae.latent_size, cvae.num_classes) == (3, 4, 5, 3)
+    assert cvae.prior_network is not None
+    assert isinstance(cvae.loss, NegativeELBO)
+    assert (cvae.loss.kl_weight.numpy(), cvae.loss.free_bits) == (0.5, 0.1)
+    rate = cvae.optimizer._learning_rate
+    assert [float(rate(step)) for step in (0, 7 * config.epochs)] == pytest.approx([config.learning_rate, 0])
+    assert 0 < float(rate(7 * config.epochs - 1)) < 0.1 * config.learning_rate
+    assert (cvae.optimizer.use_ema, cvae.optimizer.ema_momentum) == (True, 0.9)
+    bias = cvae.decoder.get_layer("pixel_bias").bias.numpy().reshape(8, 8, 1)
+    mean = data.train.images.mean(axis=0) / 255
+    np.testing.assert_allclose(1 / (1 + np.exp(-bias)), np.clip(mean, 1e-3, 1 - 1e-3), rtol=1e-4)
+    iwae = small(npz, objective="iwae", learning_rate_schedule="constant")
+    compile_model(cvae, iwae, steps_per_epoch=7)
+    assert isinstance(cvae.loss, NegativeIWAE)
+    assert float(cvae.optimizer.learning_rate) == pytest.approx(config.learning_rate)
+    assert not cvae.optimizer.use_ema
+
+
+def test_the_warm_up_ends_at_the_weight_of_the_configuration(tmp_path, npz):
+    run = train(small(npz, kl_weight=0.5, kl_warmup_epochs=2), tmp_path / "run", verbose=0)
+    weights = [(row["loss"] - row["distortion"]) / row["rate"] for row in run.history()]
+    assert weights == pytest.approx([0.25, 0.5, 0.5], rel=1e-3)
+
+
+def test_the_average_of_the_weights_is_what_is_kept(tmp_path, npz):
+    plain, averaged = (
+        train(small(npz, ema_momentum=momentum), tmp_path / str(momentum), verbose=0) for momentum in (0, 0.9)
+    )
+    # The same training, other weights, and each validated with its own.
+    assert [row["loss"] for row in plain.history()] == [row["loss"] for row in averaged.history()]
+    for run in (plain, averaged):
+        cvae = keras.models.load_model(run.path / "model.keras")
+        batches = held_out_batches(load_dataset(npz).validation, run.config)
+        again = cvae.evaluate(batches, verbose=0, return_dict=True)
+        assert again["elbo"] == pytest.approx(max(row["val_elbo"] for row in run.history()), rel=1e-5)
+    assert plain.history()[-1]["val_elbo"] != averaged.history()[-1]["val_elbo"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_training_and_says_so(tmp_path, npz):
+    config = small(npz, learning_rate=1e18, learning_rate_schedule="constant", epochs=50)
+    with pytest.raises(ValueError, match="learning_rate: expected a rate at which the loss stays finite"):
+        train(config, tmp_path / "run", verbose=0)
+    assert len(Run.load(tmp_path / "run").history()) <= 1
+
+
+def test_a_damaged_model_is_named(tmp_path, npz):
+    run = train(small(npz, epochs=1), tmp_path / "run", verbose=0)
+    (run.path / "model.keras").write_bytes(b"PK broken")
+    with pytest.raises(ValueError, match=r"run: expected a whole .*model.keras, got an unreadable one"):
+        run.model()
+
+
+def test_the_rows_of_the_figures_are_the_classes(tmp_path, npz):
+    run = train(small(npz, epochs=2), tmp_path / "run", verbose=0)
+    cvae, data = run.model(), load_dataset(npz)
+    for name, figure in figures._figures(run, cvae, data):
+        if name not in ("classes", "styles"):
+            continue
+        (axes,) = figure.axes
+        canvas = np.asarray(axes.images[0].get_array())
+        tops = [int(tick - 4) for tick in axes.get_yticks()]
+        rows = [label.get_text() for label in axes.get_yticklabels()]
+        if name == "classes":
+            assert rows == ["0", "1", "2"]
+            for label, top in enumerate(tops):
+                expected = cvae.generate(label, figures._FIRST_SEED + 12 * label)[0, ..., 0]
+                np.testing.assert_allclose(canvas[top : top + 8, :8], expected, rtol=1e-5)
+        else:
+            lefts = [int(tick - 4) for tick in axes.get_xticks()]
+            for row, top in zip(rows, tops, strict=True):
+                image = canvas[top : top + 8, lefts[0] : lefts[0] + 8][..., np.newaxis]
+                assert any(np.array_equal(image, test) for test in data.test.binarized()[data.test.labels == int(row)])
+                latent = cvae.posterior(image[np.newaxis], np.eye(3, dtype=np.float32)[[int(row)]]).mean()
+                for label, left in enumerate(lefts[2:]):
+                    one_hot = np.eye(3, dtype=np.float32)[[label]]
+                    expected = cvae.likelihood(latent, one_hot).mean()[0, ..., 0]
+                    np.testing.assert_allclose(canvas[top : top + 8, left : left + 8], expected, rtol=1e-4)
 
 
 def test_early_stopping(tmp_path, npz):
@@ -144,7 +235,7 @@ def test_an_existing_folder_is_never_overwritten_unasked(tmp_path, npz):
 
 
 def test_a_mistake_leaves_no_folder(tmp_path, npz):
-    with pytest.raises(ValueError, match="batch_size: expected at most 195, the number of training images, got 5000"):
+    with pytest.raises(ValueError, match="batch_size: expected at most 194, the number of training images, got 5000"):
         train(small(npz, batch_size=5000), tmp_path / "run", verbose=0)
     assert not (tmp_path / "run").exists()
 
@@ -182,7 +273,7 @@ def test_what_was_trained_survives_an_interruption(tmp_path, npz, kill):
     run.images_by_epoch()
     if kill == signal.SIGINT:
         assert process.returncode == 130
-        assert "interrupted; the best model so far is" in stdout
+        assert "epochs; the best model so far is" in stdout
         assert "Traceback" not in stderr
         assert not [name for name in os.listdir(run.path) if name.startswith(".")]
 
@@ -201,3 +292,14 @@ def test_a_full_disk_is_one_line_and_leaves_whole_files(tmp_path, npz):
     assert "model.keras" not in os.listdir(tmp_path / "run")
     assert json.loads((tmp_path / "run" / "config.json").read_text())["epochs"] == 100_000
     assert not [name for name in os.listdir(tmp_path / "run") if name.startswith(".")]
+
+
+def test_an_interruption_in_the_first_epoch_is_said(tmp_path, npz, capsys, monkeypatch):
+    def interrupt(self, step, logs=None):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(keras.callbacks.TerminateOnNaN, "on_batch_end", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(small(npz), tmp_path / "run")
+    assert "interrupted in the first epoch; the model as it was is" in capsys.readouterr().out
+    assert Run.load(tmp_path / "run").model().generate(0).shape == (1, 8, 8, 1)

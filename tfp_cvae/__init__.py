@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from tfp_cvae.build import build_cvae as build_cvae
     from tfp_cvae.callbacks import ImageGrid as ImageGrid
     from tfp_cvae.callbacks import KLWarmUp as KLWarmUp
     from tfp_cvae.callbacks import SwapEMAWeights as SwapEMAWeights
@@ -23,18 +24,18 @@ if TYPE_CHECKING:
     from tfp_cvae.losses import NegativeIWAE as NegativeIWAE
     from tfp_cvae.losses import Rate as Rate
     from tfp_cvae.model import CVAE as CVAE
-    from tfp_cvae.model import build_cvae as build_cvae
     from tfp_cvae.run import Run as Run
     from tfp_cvae.sources import load_dataset as load_dataset
     from tfp_cvae.training import train as train
 
 _MODULES = {
+    "build": ("build_cvae",),
     "callbacks": ("ImageGrid", "KLWarmUp", "SwapEMAWeights"),
     "config": ("TrainConfig",),
     "data": ("Dataset",),
     "layers": ("IndependentBernoulli", "MultivariateNormalDiag"),
     "losses": ("ELBO", "Distortion", "NegativeELBO", "NegativeIWAE", "Rate"),
-    "model": ("CVAE", "build_cvae"),
+    "model": ("CVAE",),
     "run": ("Run",),
     "sources": ("load_dataset",),
     "training": ("train",),
@@ -69,7 +70,7 @@ def _check_versions() -> None:
         raise ImportError(
             "tfp_cvae needs tensorflow and tf-keras of one version and tensorflow-probability 0.25, found "
             f"{', '.join(f'{name} {version}' for name, version in found.items())}; "
-            "run pip install --force-reinstall tfp-cvae"
+            "run pip install 'tensorflow==2.21.*' 'tf-keras==2.21.*' 'tensorflow-probability==0.25.*'"
         )
 
 

@@ -5,14 +5,27 @@ import io
 import os
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tf_keras as keras
 
 from tfp_cvae.atomic import write_atomically
-from tfp_cvae.run import HISTORY_COLUMNS
+
+HISTORY_COLUMNS = (
+    "epoch",
+    "seconds",
+    "images_per_second",
+    "loss",
+    "elbo",
+    "rate",
+    "distortion",
+    "val_loss",
+    "val_elbo",
+    "val_rate",
+    "val_distortion",
+)
 
 
 class KLWarmUp(keras.callbacks.Callback):
@@ -80,22 +93,19 @@ class SwapEMAWeights(keras.callbacks.Callback):
 class HistoryCSV(keras.callbacks.Callback):
     """Writes one row for each epoch, whole or not at all.
 
-    The columns are `run.HISTORY_COLUMNS`. `seconds` and `images_per_second` are of the training alone, without
+    The columns are `HISTORY_COLUMNS`. `seconds` and `images_per_second` are of the training alone, without
     validation and other callbacks; the bounds are in nats per image.
 
     Args:
         path: File to write.
         images_per_epoch: Number of images that an epoch trains on.
-        rows: Rows of an earlier training that this one continues.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], images_per_epoch: int, rows: Sequence[Mapping[str, Any]] = ()
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], images_per_epoch: int) -> None:
         super().__init__()
         self.path = pathlib.Path(path)
         self.images_per_epoch = images_per_epoch
-        self.rows: list[Mapping[str, Any]] = list(rows)
+        self.rows: list[Mapping[str, Any]] = []
         self._begin = 0.0
         self._seconds: float | None = None
 
@@ -136,16 +146,13 @@ class ImageGrid(keras.callbacks.Callback):
     Args:
         path: File to write.
         seed: Seed of the latent.
-        kept: Epochs and images of an earlier training that this one continues.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], seed: int = 0, kept: Mapping[int, np.ndarray] | None = None
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], seed: int = 0) -> None:
         super().__init__()
         self.path = pathlib.Path(path)
         self.seed = seed
-        self.images: dict[int, np.ndarray] = dict(kept or {})
+        self.images: dict[int, np.ndarray] = {}
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         num_classes = self.model.num_classes

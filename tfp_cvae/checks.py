@@ -1,8 +1,41 @@
-"""Checks of arrays that a user gives. Each raises with the name, what was expected, what came and what to do."""
+"""Checks of what a user gives. Each raises with the name, what was expected, what came and what to do."""
 
+import math
+import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+
+def integer(name: str, value: Any, minimum: int) -> int:
+    """Returns `value` if it is an integer >= `minimum`, else raises TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name}: expected an integer >= {minimum}, got {value!r} of type {type(value).__name__}")
+    if value < minimum:
+        raise ValueError(f"{name}: expected an integer >= {minimum}, got {value}")
+    return int(value)
+
+
+def choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raises ValueError if `value` is not one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def number(name: str, value: Any, minimum: float, below: float = math.inf, *, above: bool = False) -> None:
+    """Raises TypeError or ValueError if `value` is not a finite number in [minimum, below), or above `minimum`."""
+    expected = f"a number {'>' if above else '>='} {minimum:g}" + (f" and < {below:.10g}" if below < math.inf else "")
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected {expected}, got {value!r} of type {type(value).__name__}")
+    if not minimum <= float(value) < below or (above and float(value) == minimum):
+        raise ValueError(f"{name}: expected {expected}, got {value}")
+
+
+def kind(name: str, value: Any, expected: type) -> None:
+    """Raises TypeError if `value` is not of a type."""
+    if not isinstance(value, expected):
+        raise TypeError(f"{name}: expected a {expected.__name__}, got {value!r} of type {type(value).__name__}")
 
 
 def integers(name: str, value: Any) -> np.ndarray:

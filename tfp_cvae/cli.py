@@ -33,14 +33,7 @@ class Train:
         from tfp_cvae.training import default_output, train
 
         output = self.output or default_output(self.config)
-        try:
-            run = train(self.config, output, overwrite=self.overwrite)
-        except KeyboardInterrupt:
-            if (output / "model.keras").is_file():
-                print(f"\ninterrupted; the best model so far is {output / 'model.keras'}, and its history is beside it")
-                print(f"figures: tfp-cvae plot {output}")
-            raise
-        print(run.summary())
+        print(train(self.config, output, overwrite=self.overwrite).summary())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (OSError, TypeError, ValueError) as error:
+        if os.environ.get("TFP_CVAE_TRACEBACK"):
+            raise
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
         return 2
     return 0

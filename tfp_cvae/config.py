@@ -3,11 +3,11 @@
 import dataclasses
 import difflib
 import json
-import math
-import numbers
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
+
+from tfp_cvae import checks
 
 Binarization = Literal["dynamic", "threshold", "none"]
 Network = Literal["mlp", "residual", "conv"]
@@ -59,7 +59,7 @@ class TrainConfig:
     kl_weight: float = 1.0
     """Weight of the KL in the loss; the reported bound stays the true one."""
     kl_warmup_epochs: int = 0
-    """Epochs in which the KL weight rises linearly from 0."""
+    """Epochs in which the KL weight rises linearly to its full value."""
     free_bits: float = 0.0
     """Nats of KL that each latent dimension has for free in the loss."""
 
@@ -81,19 +81,27 @@ class TrainConfig:
     """Seed of the initial weights, the order of the images, the binarization and the latent samples."""
 
     def __post_init__(self) -> None:
+        checks.kind("dataset", self.dataset, str)
+        for name in ("conditional", "tensorboard"):
+            checks.kind(name, getattr(self, name), bool)
         for name, choices in _CHOICES.items():
-            check_choice(name, getattr(self, name), typing.get_args(choices))
+            checks.choice(name, getattr(self, name), typing.get_args(choices))
         for name in ("latent_size", "num_samples", "epochs", "batch_size"):
-            check_integer(name, getattr(self, name), 1)
+            checks.integer(name, getattr(self, name), 1)
         for name in ("width", "depth"):
             if getattr(self, name) is not None:
-                check_integer(name, getattr(self, name), 1)
+                checks.integer(name, getattr(self, name), 1)
         for name in ("kl_warmup_epochs", "early_stopping", "seed"):
-            check_integer(name, getattr(self, name), 0)
-        for name in ("kl_weight", "free_bits", "learning_rate"):
-            check_number(name, getattr(self, name), 0)
-        check_number("ema_momentum", self.ema_momentum, 0, below=1)
-        check_number("seed", self.seed, 0, below=2**31)
+            checks.integer(name, getattr(self, name), 0)
+        for name in ("kl_weight", "free_bits"):
+            checks.number(name, getattr(self, name), 0)
+        checks.number("learning_rate", self.learning_rate, 0, above=True)
+        checks.number("ema_momentum", self.ema_momentum, 0, below=1)
+        checks.number("seed", self.seed, 0, below=2**31)
+        if self.kl_warmup_epochs > self.epochs:
+            raise ValueError(f"kl_warmup_epochs: expected at most epochs, {self.epochs}, got {self.kl_warmup_epochs}")
+        if self.prior == "label" and not self.conditional:
+            raise ValueError("prior: expected standard for a model that is not conditional, got label")
         if self.objective == "iwae" and (self.kl_weight != 1 or self.kl_warmup_epochs or self.free_bits):
             raise ValueError(
                 "objective: expected elbo with kl_weight, kl_warmup_epochs or free_bits, got iwae, which has no KL "
@@ -130,27 +138,3 @@ class TrainConfig:
     def from_json(cls, text: str) -> "TrainConfig":
         """Inverse of `to_json`."""
         return cls.from_dict(json.loads(text))
-
-
-def check_integer(name: str, value: Any, minimum: int) -> int:
-    """Returns `value` if it is an integer >= `minimum`, else raises TypeError or ValueError."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name}: expected an integer >= {minimum}, got {value!r} of type {type(value).__name__}")
-    if value < minimum:
-        raise ValueError(f"{name}: expected an integer >= {minimum}, got {value}")
-    return int(value)
-
-
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Raises ValueError if `value` is not one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
-
-
-def check_number(name: str, value: Any, minimum: float, below: float = math.inf) -> None:
-    """Raises TypeError or ValueError if `value` is not a finite number in [minimum, below)."""
-    expected = f"a number >= {minimum:g}" + (f" and < {below:g}" if below < math.inf else "")
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected {expected}, got {value!r} of type {type(value).__name__}")
-    if not minimum <= value < below:
-        raise ValueError(f"{name}: expected {expected}, got {value}")

@@ -8,7 +8,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_cvae import checks
-from tfp_cvae.config import Binarization, check_choice
+from tfp_cvae.config import Binarization
+
+# Seed of the one draw in which validation and test images are binarized, for all runs alike.
+HELD_OUT_SEED = 0
 
 _CHUNK = 8192
 
@@ -36,7 +39,7 @@ class Split:
         """Labels as `[n, num_classes]` float32."""
         return np.eye(self.num_classes, dtype=np.float32)[self.labels]
 
-    def binarized(self, binarization: Binarization = "dynamic", seed: int = 0) -> np.ndarray:
+    def binarized(self, binarization: Binarization = "dynamic", seed: int = HELD_OUT_SEED) -> np.ndarray:
         """One fixed draw of all images, a function of the seed alone.
 
         Args:
@@ -47,7 +50,7 @@ class Split:
         Returns:
             `[n, height, width, channels]` float32 in {0, 1}, or in [0, 1] with "none".
         """
-        check_choice("binarization", binarization, typing.get_args(Binarization))
+        checks.choice("binarization", binarization, typing.get_args(Binarization))
         if binarization == "none":
             return self.images / np.float32(255)
         if binarization == "threshold":
@@ -75,11 +78,14 @@ class Split:
         epoch, and its batches are a function of (`seed`, epoch) alone. The other splits keep their order, and are one
         draw, `binarized(binarization, seed)`.
 
+        The result counts its own iterations: a look with `next(iter(...))` begins an epoch too, and a second `fit` on
+        it goes on where the first has stopped. Ask for new batches to start again.
+
         Args:
             batch_size: Images in a batch, >= 1 and at most the size of the split.
             binarization: As for `binarized`.
-            seed: Seed of order and binarization. Leave it at 0 for validation and test, so that bounds of different
-                models are measured on the same images.
+            seed: Seed of order and binarization. Leave it at its default for validation and test, so that bounds of
+                different models are measured on the same images.
             initial_epoch: Epoch of the first iteration, to continue an earlier training.
             drop_remainder: Whether to leave out the last batch if it is smaller than the others.
             conditional: Whether to give labels; without, the batches are `(image, image)`.
@@ -96,7 +102,7 @@ class Split:
                 f"batch_size: expected 1 to {len(self)}, the number of {self.name} images, got {batch_size}; "
                 "use a smaller batch or more images"
             )
-        check_choice("binarization", binarization, typing.get_args(Binarization))
+        checks.choice("binarization", binarization, typing.get_args(Binarization))
         if self.name == "train":
             dataset = self._epochs(batch_size, binarization, seed, initial_epoch, drop_remainder)
         else:
@@ -219,17 +225,21 @@ def _split_off(
     name: str, images: np.ndarray, labels: np.ndarray, limit: int | None
 ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Splits a tenth of each class off: `(kept, split off)`, each in the original order."""
-    fraction = 0.1 if limit is None else min(0.1, limit / len(images))
+    size = min(round(0.1 * len(images)), len(images) if limit is None else limit)
+    if size == 0:
+        raise ValueError(
+            f"{name}: expected at least 10 images, of which a tenth is split off for validation and test, "
+            f"got {len(images)}; add images, or give the splits yourself in an .npz"
+        )
+    # A share of each class, rounded so that they make up the size.
+    classes, counts = np.unique(labels, return_counts=True)
+    share = size * counts / len(labels)
+    quota = np.floor(share).astype(int)
+    quota[np.argsort(quota - share, kind="stable")[: size - quota.sum()]] += 1
     generator = np.random.default_rng(0)
     chosen = np.zeros(len(images), bool)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        chosen[generator.permutation(members)[: round(fraction * len(members))]] = True
-    if not chosen.any():
-        raise ValueError(
-            f"{name}: expected at least 10 images of a class to split a tenth off for validation and test, "
-            f"got {len(images)} images in all; add images, or give the splits yourself in an .npz"
-        )
+    for label, count in zip(classes, quota, strict=True):
+        chosen[generator.permutation(np.flatnonzero(labels == label))[:count]] = True
     return (images[~chosen], labels[~chosen]), (images[chosen], labels[chosen])
 
 

@@ -30,18 +30,16 @@ class Estimate:
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
         return cls(float(np.mean(values, dtype=np.float64)), spread / math.sqrt(len(values)))
 
-    def __str__(self) -> str:
-        return f"{self.mean:.2f} +- {self.standard_error:.2f}"
-
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
     """Lower bound on held-out images, in nats per image.
 
     Attributes:
-        elbo: ELBO, -distortion - rate.
+        elbo: ELBO, -distortion - rate; the expectation is the mean over the latent samples.
         rate: KL(q(z|x,y) || p(z|y)).
         distortion: -E_q[log p(x|z,y)].
+        iwae: Importance-weighted bound with the K samples; None with one sample, where it is another ELBO.
         num_images: Number n of images.
         num_samples: Latent samples K for each image.
     """
@@ -49,28 +47,34 @@ class Bound:
     elbo: Estimate
     rate: Estimate
     distortion: Estimate
+    iwae: Estimate | None
     num_images: int
     num_samples: int
 
 
 def evaluate_bound(cvae: CVAE, batches: Iterable[Any]) -> Bound:
-    """Measures ELBO, rate and distortion, with the model's own number of latent samples.
+    """Measures ELBO, rate, distortion and IWAE bound, with the model's own number of latent samples.
 
     Args:
         cvae: The model.
         batches: Batches `((image, one_hot), image)` or `(image, image)`, as of `Split.batches`.
 
     Returns:
-        The bound, with standard errors over the images.
+        The bound, with standard errors over the images. It does not depend on how the images are batched.
     """
 
     @tf.function
-    def rate_and_distortion(inputs: Any, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def terms(inputs: Any, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         output = cvae(inputs, training=False)
-        return objectives.rate(output), objectives.distortion(image, output)
+        return objectives.rate(output), objectives.distortion(image, output), objectives.iwae(image, output)
 
-    values = [[part.numpy() for part in rate_and_distortion(*batch)] for batch in batches]
-    rate, distortion = (np.concatenate(parts) for parts in zip(*values, strict=True))
+    parts = [[part.numpy() for part in terms(*batch)] for batch in batches]
+    rate, distortion, iwae = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Bound(
-        Estimate.of(-distortion - rate), Estimate.of(rate), Estimate.of(distortion), len(rate), cvae.num_samples
+        elbo=Estimate.of(-distortion - rate),
+        rate=Estimate.of(rate),
+        distortion=Estimate.of(distortion),
+        iwae=Estimate.of(iwae) if cvae.num_samples > 1 else None,
+        num_images=len(rate),
+        num_samples=cvae.num_samples,
     )

@@ -8,9 +8,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tfp_cvae import plotting
+from tfp_cvae import checks, plotting
 from tfp_cvae.atomic import write_atomically
-from tfp_cvae.config import check_integer
 from tfp_cvae.data import Dataset
 from tfp_cvae.model import CVAE
 from tfp_cvae.run import Run
@@ -57,7 +56,7 @@ def save_samples(run: Run, label: int | None, count: int, seed: int, path: pathl
     Raises:
         ValueError: If the label does not exist, or the format of the picture is not known.
     """
-    check_integer("count", count, 1)
+    checks.integer("count", count, 1)
     formats = FigureCanvasAgg.get_supported_filetypes()
     if path.suffix.lstrip(".").lower() not in formats:
         raise ValueError(f"output: expected a picture format as suffix ({', '.join(formats)}), got {str(path)!r}")

@@ -23,12 +23,12 @@ class _SerializableDistributionLambda(tfp.layers.DistributionLambda):
     """`DistributionLambda` whose configuration is its event shape, and whose tensor value is the mean."""
 
     def __init__(self, make_distribution_fn: Any, event_shape: Any, **kwargs: Any) -> None:
-        self._event_shape = event_shape
+        self.event_shape = event_shape
         super().__init__(make_distribution_fn, convert_to_tensor_fn=tfd.Distribution.mean, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         # The parent's configuration pickles its functions. The base layer's does not.
-        return {**keras.layers.Layer.get_config(self), "event_shape": self._event_shape}
+        return {**keras.layers.Layer.get_config(self), "event_shape": self.event_shape}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "_SerializableDistributionLambda":
@@ -52,10 +52,16 @@ class MultivariateNormalDiag(_SerializableDistributionLambda):
 
     Returns:
         `tfd.MultivariateNormalDiag` with batch shape `[batch]` and event shape `[d]`. As a tensor it is its mean.
+
+    Raises:
+        ValueError: If the last axis of the parameters is not of size 2 * d.
     """
 
     def __init__(self, event_shape: int, **kwargs: Any) -> None:
         def make_distribution(params: tf.Tensor) -> tfd.Distribution:
+            if params.shape[-1] != self.params_size(self.event_shape):
+                expected = self.params_size(self.event_shape)
+                raise ValueError(f"params: expected {expected} along the last axis, got {params.shape[-1]}")
             loc, raw = tf.split(params, 2, axis=-1)
             return tfd.MultivariateNormalDiag(loc=loc, scale_diag=tf.nn.softplus(raw + _UNIT_SCALE))
 

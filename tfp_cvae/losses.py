@@ -21,7 +21,7 @@ class NegativeELBO(keras.losses.Loss):
         loss = D + kl_weight * R
 
     With `free_bits` the rate is replaced by sum_j max(free_bits, mean over the batch of R_j), j over latent dimensions
-    (Kingma et al. 2016, eq. 15). Neither option changes what the metrics report.
+    (Kingma et al. 2016, eq. 15), which depends on the batch. Neither option changes what the metrics report.
 
     Args:
         kl_weight: Weight of the rate, >= 0; 1 is the bound. `callbacks.KLWarmUp` changes it during training.

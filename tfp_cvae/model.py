@@ -1,8 +1,8 @@
 """The conditional VAE as a Keras model, trained by stock `compile` and `fit`."""
 
 import dataclasses
+import math
 import os
-import typing
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,17 +11,18 @@ import tensorflow as tf
 import tf_keras as keras
 from tensorflow_probability import distributions as tfd
 
-from tfp_cvae import checks, networks
+from tfp_cvae import checks
 from tfp_cvae.atomic import write_atomically
-from tfp_cvae.config import Network, Prior, check_choice, check_integer
 from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag
+
+_KERAS_FORMAT_ONLY = "expected a name that ends in .keras, the format that keras.models.load_model reads again"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CVAEOutput:
     """What `CVAE.__call__` returns, and Keras hands to loss and metrics as `y_pred`.
 
-    As a tensor, for `predict`, it is the mean image: pixel probabilities `[batch, height, width, channels]`.
+    As a tensor it is the mean image: pixel probabilities `[batch, height, width, channels]`.
 
     Attributes:
         posterior: q(z|x,y), batch shape `[batch]`, event shape `[latent_size]`.
@@ -61,8 +62,8 @@ class CVAE(keras.Model):
 
     Source: Kingma and Welling 2014; with a label, Sohn et al. 2015.
 
-    The latent samples drawn in `call` are a function of (`seed`, training step, batch): the same seed gives the same
-    training, and evaluating the same batches again gives the same numbers.
+    The latent samples drawn in `call` are a function of (`seed`, step, batch) in training and of (`seed`, image) else:
+    the same seed gives the same training, and the bound measured on an image does not depend on the other images.
 
     Args:
         encoder: Functional Keras model from `image` or `[image, one_hot]` to a `MultivariateNormalDiag` layer.
@@ -92,21 +93,34 @@ class CVAE(keras.Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.image_shape, encoder_classes = _checked_network("encoder", encoder, "image", MultivariateNormalDiag)
-        (self.latent_size,), decoder_classes = _checked_network("decoder", decoder, "latent", IndependentBernoulli)
-        if encoder_classes and decoder_classes and encoder_classes != decoder_classes:
-            raise ValueError(f"encoder, decoder: expected as many classes, got {encoder_classes} and {decoder_classes}")
+        self.image_shape, encoder_classes, posterior_size = _checked_network(
+            "encoder", encoder, "image", MultivariateNormalDiag
+        )
+        (self.latent_size,), decoder_classes, decoded_shape = _checked_network(
+            "decoder", decoder, "latent", IndependentBernoulli
+        )
         self.num_classes = decoder_classes or encoder_classes
+        fits = [
+            ("decoder: image shape", decoded_shape, self.image_shape),
+            ("encoder: latent size", posterior_size, self.latent_size),
+            ("encoder: number of classes", encoder_classes or self.num_classes, self.num_classes),
+        ]
         if prior is not None:
-            (prior_classes,), _ = _checked_network("prior", prior, "one_hot", MultivariateNormalDiag)
-            if prior_classes != self.num_classes:
-                raise ValueError(f"prior: expected {self.num_classes} classes, got {prior_classes}")
-        check_integer("num_samples", num_samples, 1)
+            (prior_classes,), _, prior_size = _checked_network("prior", prior, "one_hot", MultivariateNormalDiag)
+            fits += [
+                ("prior: number of classes", prior_classes, self.num_classes),
+                ("prior: latent size", prior_size, self.latent_size),
+            ]
+        for name, given, expected in fits:
+            if given != expected:
+                raise ValueError(f"{name}: expected {expected}, as of the other networks, got {given}")
+        checks.integer("num_samples", num_samples, 1)
         self.encoder = encoder
         self.decoder = decoder
         self.prior_network = prior
         self.num_samples = num_samples
         self.seed = seed
+        self._hash = np.random.default_rng(0).integers(-(2**31), 2**31, math.prod(self.image_shape), dtype=np.int32)
         self.step = self.add_weight(
             name="step",
             shape=(),
@@ -180,7 +194,7 @@ class CVAE(keras.Model):
         """
         image, one_hot = self._checked_inputs(inputs)
         posterior = self.posterior(image, one_hot)
-        latent = posterior.sample(self.num_samples, seed=self._sampling_seed(image, training))
+        latent = self._sample(posterior, image, training)
         return CVAEOutput(posterior, self.prior(one_hot), latent, self.likelihood(latent, one_hot))
 
     def generate(self, label: Any = None, seed: Any = 0) -> tf.Tensor:
@@ -202,7 +216,7 @@ class CVAE(keras.Model):
         """
         one_hot, seed = self._checked_rows(label, seed)
         prior = self.prior(one_hot)
-        latent = prior.mean() + prior.stddev() * standard_normal(seed, self.latent_size)
+        latent = prior.mean() + prior.stddev() * standard_normal(seed, [self.latent_size])
         return self.likelihood(latent, one_hot).mean()
 
     def reconstruct(self, image: Any, label: Any = None, seed: Any = None) -> tf.Tensor:
@@ -226,7 +240,7 @@ class CVAE(keras.Model):
         posterior = self.posterior(tf.constant(image), one_hot)
         latent = posterior.mean()
         if seed is not None:
-            latent += posterior.stddev() * standard_normal(seeds, self.latent_size)
+            latent += posterior.stddev() * standard_normal(seeds, [self.latent_size])
         return self.likelihood(latent, one_hot).mean()
 
     def fit(
@@ -269,9 +283,15 @@ class CVAE(keras.Model):
             _check_callbacks(callbacks)
         return super().evaluate(x, y, *args, callbacks=callbacks, **kwargs)
 
+    def predict_step(self, data: Any) -> tf.Tensor:
+        """Pixel probabilities at the posterior mean: what `predict` returns, no sample."""
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        image, one_hot = self._checked_inputs(x)
+        return self.likelihood(self.posterior(image, one_hot).mean(), one_hot).mean()
+
     def predict(self, x: Any, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
-        """Reconstructs images as `keras.Model.predict` does, after the checks of `fit`; see `CVAEOutput`."""
-        self._check_arrays(x)
+        """Reconstructs images at the posterior mean, as `reconstruct`, after the checks of `fit`."""
+        self._check_inputs(x)
         _check_callbacks(callbacks)
         return super().predict(x, *args, callbacks=callbacks, **kwargs)
 
@@ -284,24 +304,37 @@ class CVAE(keras.Model):
             ValueError: If `filepath` does not end in `.keras`, or another format is asked for.
         """
         if save_format not in (None, "keras") or not os.fspath(filepath).endswith(".keras"):
-            raise ValueError(
-                f"filepath: expected a name that ends in .keras, got {os.fspath(filepath)!r} (format {save_format}); "
-                "save as .keras to load the model in Keras again"
-            )
+            raise ValueError(f"filepath: {_KERAS_FORMAT_ONLY}, got {os.fspath(filepath)!r} (format {save_format})")
         if not overwrite and os.path.exists(filepath):
             raise ValueError(
                 f"filepath: expected a new file, got {os.fspath(filepath)!r}, which exists; pass overwrite=True"
             )
         write_atomically(filepath, lambda path: super(CVAE, self).save(path, **kwargs))
 
-    def _sampling_seed(self, image: tf.Tensor, training: bool) -> tf.Tensor:
-        # The sum of the pixels tells batches apart, so that two batches of one evaluation do not share their noise.
-        fingerprint = tf.bitcast(tf.reduce_sum(tf.cast(image, tf.float32)), tf.int32)
-        seed = tf.stack([tf.constant(self.seed, tf.int32), fingerprint])
-        if not training:
-            return seed
-        self.step.assign_add(1)
-        return tf.random.experimental.stateless_fold_in(seed, tf.cast(self.step, tf.int32))
+    def export(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Refuses: a SavedModel of `call` would serve samples that cannot be repeated."""
+        raise ValueError(f"filepath: {_KERAS_FORMAT_ONLY}, got export to {os.fspath(filepath)!r}")
+
+    def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> Any:
+        # Saving in the TensorFlow format fails half-way and leaves a model that cannot be trained any more.
+        if save_type == "savedmodel":
+            raise ValueError(f"filepath: {_KERAS_FORMAT_ONLY}, got the SavedModel format")
+        return super()._trackable_children(save_type, **kwargs)
+
+    def _sample(self, posterior: tfd.Distribution, image: tf.Tensor, training: bool) -> tf.Tensor:
+        """Latent samples z_k ~ q(z|x,y), reparameterised, `[num_samples, batch, latent_size]`."""
+        # Any constant odd-sized integers do: the sum wraps, is exact, and differs from image to image.
+        pixels = tf.cast(tf.round(255 * tf.reshape(image, [-1, self._hash.size])), tf.int32)
+        fingerprint = tf.reduce_sum(pixels * self._hash, axis=-1)
+        if training:
+            # One seed for each step; the images in it tell the replicas of a distribution strategy apart.
+            self.step.assign_add(1)
+            seed = tf.stack([self.seed, tf.reduce_sum(fingerprint)])
+            seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(self.step, tf.int32))
+            return posterior.sample(self.num_samples, seed=seed)
+        # One seed for each image, so that what is measured does not depend on how the images are batched.
+        noise = standard_normal(fingerprint, [self.num_samples, self.latent_size], stream=self.seed)
+        return posterior.mean() + posterior.stddev() * tf.transpose(noise, [1, 0, 2])
 
     def _checked_inputs(self, inputs: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
         image, *rest = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
@@ -314,15 +347,21 @@ class CVAE(keras.Model):
                 raise ValueError(f"{name}: expected shape [batch, {expected}], got {tensor.shape.as_list()}")
         return image, (rest[0] if rest else None)
 
-    def _check_arrays(self, x: Any, y: Any = None) -> None:
-        """Checks arrays given to Keras; a `tf.data.Dataset` is checked by its shapes, in `call` and the loss."""
+    def _check_inputs(self, x: Any) -> bool:
+        """Checks arrays given to Keras, and says whether there were any."""
         arrays = x if isinstance(x, (tuple, list)) else (x,)
         for (name, shape), array in zip(self._input_shapes(), arrays, strict=False):
             if isinstance(array, (np.ndarray, tf.Tensor)):
                 checks.unit_interval(name, np.asarray(array), shape)
                 if name == "one_hot":
                     checks.sum_to_one(name, np.asarray(array))
-        if isinstance(y, (np.ndarray, tf.Tensor)):
+        return isinstance(arrays[0], (np.ndarray, tf.Tensor))
+
+    def _check_arrays(self, x: Any, y: Any = None) -> None:
+        """Checks arrays given to `fit`; a `tf.data.Dataset` is checked by its shapes, in `call` and the loss."""
+        if self._check_inputs(x):
+            if y is None:
+                raise ValueError("y: expected the image again, as in fit((image, one_hot), image), got None")
             checks.unit_interval("y (the image again)", np.asarray(y), self.image_shape)
 
     def _input_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
@@ -367,89 +406,39 @@ class CVAE(keras.Model):
         return cls(**{**config, **nets})
 
 
-def standard_normal(seed: tf.Tensor, size: int) -> tf.Tensor:
+@tf.function(autograph=False, reduce_retracing=True)
+def standard_normal(seed: tf.Tensor, shape: Sequence[int], stream: int = 0) -> tf.Tensor:
     """Standard normal samples, each a function of its own seed.
 
     Args:
-        seed: `[n]` int64.
-        size: Size d of a sample.
+        seed: `[n]` integer.
+        shape: Shape of a sample.
+        stream: Second half of each seed, for samples that have nothing to do with those of another stream.
 
     Returns:
-        `[n, d]` float32.
+        `[n, *shape]` float32.
     """
 
     def one(row_seed: tf.Tensor) -> tf.Tensor:
-        return tf.random.stateless_normal([size], seed=tf.stack([row_seed, 0]), alg="philox")
+        return tf.random.stateless_normal(shape, seed=tf.stack([row_seed, stream]), alg="philox")
 
-    return tf.map_fn(one, tf.convert_to_tensor(seed, tf.int64), fn_output_signature=tf.TensorSpec([size], tf.float32))
-
-
-def build_cvae(
-    image_shape: Sequence[int],
-    num_classes: int,
-    latent_size: int = 40,
-    network: Network = "mlp",
-    *,
-    width: int | None = None,
-    depth: int | None = None,
-    prior: Prior = "standard",
-    num_samples: int = 1,
-    seed: int = 0,
-) -> CVAE:
-    """Builds a CVAE from one of the package's networks.
-
-    The initial weights come from Keras's global generator: call `keras.utils.set_random_seed` before it.
-
-    Args:
-        image_shape: `(height, width, channels)`.
-        num_classes: Number of classes; 0 for the plain VAE of Kingma and Welling 2014.
-        latent_size: Size of z, >= 1.
-        network: "mlp", "residual" or "conv".
-        width: Units or channels of a layer; by default 500 (mlp), 512 (residual) or 24 (conv).
-        depth: Hidden layers or residual blocks; by default 2 (mlp, residual) or 1 (conv).
-        prior: "standard" for N(0, I), "label" for a normal that is learned for each class.
-        num_samples: Latent samples K for each image, >= 1.
-        seed: Seed of the latent samples.
-
-    Returns:
-        The model, not yet compiled.
-
-    Raises:
-        TypeError: If a value is of the wrong kind.
-        ValueError: If a value is out of range.
-    """
-    shape = tuple(check_integer("image_shape", size, 1) for size in image_shape)
-    if len(shape) != 3:
-        raise ValueError(f"image_shape: expected (height, width, channels), got {tuple(image_shape)}")
-    check_integer("num_classes", num_classes, 0)
-    check_integer("latent_size", latent_size, 1)
-    check_choice("network", network, typing.get_args(Network))
-    check_choice("prior", prior, typing.get_args(Prior))
-    builder, default_width, default_depth = networks.BUILDERS[network]
-    encoder, decoder = builder(
-        shape,
-        num_classes,
-        latent_size,
-        check_integer("width", default_width if width is None else width, 1),
-        check_integer("depth", default_depth if depth is None else depth, 1),
-    )
-    label_prior = networks.label_prior(num_classes, latent_size) if prior == "label" and num_classes else None
-    return CVAE(encoder, decoder, label_prior, num_samples=num_samples, seed=seed, name="cvae")
+    return tf.map_fn(one, tf.cast(seed, tf.int64), fn_output_signature=tf.TensorSpec(shape, tf.float32))
 
 
-def _checked_network(name: str, network: Any, first: str, output: type) -> tuple[tuple[int, ...], int]:
-    """Shape of a network's first input without the batch, and the width of its one-hot input, 0 if it has none."""
+def _checked_network(name: str, network: Any, first: str, output: Any) -> tuple[tuple[int, ...], int, Any]:
+    """Shape of the first input without the batch, width of the one-hot input or 0, and event shape of the output."""
     if not isinstance(network, keras.Model) or not getattr(network, "inputs", None):
         raise TypeError(
             f"{name}: expected a functional Keras model (tf_keras.Model(inputs, outputs)) with the inputs {first} or "
             f"[{first}, one_hot], got {type(network).__module__}.{type(network).__name__}"
         )
-    if not isinstance(network.layers[-1], output):
-        raise TypeError(f"{name}: expected an output of the layer {output.__name__}, got {network.layers[-1].name}")
+    last = network.layers[-1]
+    if not isinstance(last, output):
+        raise TypeError(f"{name}: expected an output of the layer {output.__name__}, got {type(last).__name__}")
     shapes = [tuple(tensor.shape[1:]) for tensor in network.inputs]
     if len(shapes) > 2 or None in shapes[0] or (len(shapes) == 2 and len(shapes[1]) != 1):
         raise ValueError(f"{name}: expected the inputs {first} or [{first}, one_hot] of known shape, got {shapes}")
-    return shapes[0], (shapes[1][0] if len(shapes) == 2 else 0)
+    return shapes[0], (shapes[1][0] if len(shapes) == 2 else 0), last.event_shape
 
 
 def _network_inputs(network: keras.Model, tensor: tf.Tensor, one_hot: tf.Tensor | None) -> Any:

@@ -24,7 +24,7 @@ class Networks(NamedTuple):
 
 
 def mlp(image_shape: tuple[int, ...], num_classes: int, latent_size: int, width: int, depth: int) -> Networks:
-    """Fully connected networks: `depth` hidden layers of `width` units each way, the label joined to the input."""
+    """Fully connected networks: `depth` hidden layers of `width` units each way, the label in the bias of each."""
 
     def hidden(tensor: tf.Tensor, one_hot: tf.Tensor | None) -> tf.Tensor:
         for _ in range(depth):
@@ -39,7 +39,7 @@ def residual(image_shape: tuple[int, ...], num_classes: int, latent_size: int, w
     """Residual MLPs: `depth` pre-normalised blocks of `width` units each way (He et al. 2016, "Identity mappings").
 
     A block adds `Dense(silu(Dense(silu(LayerNorm(h)))))` to h; its last layer starts at zero, so that the network
-    starts as one linear map.
+    starts shallow.
     """
 
     def hidden(tensor: tf.Tensor, one_hot: tf.Tensor | None) -> tf.Tensor:

@@ -36,11 +36,14 @@ def lower_bound(history: Mapping[str, np.ndarray], title: str = "Evidence lower 
         axes.margins(x=0.02)
     # The first epochs would squeeze all others into a line.
     settled = np.concatenate([history[name][len(epoch) // 20 :] for name in ("elbo", "val_elbo") if name in history])
-    margin = 0.05 * (np.ptp(settled) or 1.0)
-    bound.set_ylim(settled.min() - margin, settled.max() + margin)
+    settled = settled[np.isfinite(settled)]
+    if settled.size:
+        margin = 0.05 * (np.ptp(settled) or 1.0)
+        bound.set_ylim(settled.min() - margin, settled.max() + margin)
     bound.set_ylabel("ELBO (nats per image)", fontsize=_FONT_SIZE)
     bound.set_title("Bound", fontsize=_FONT_SIZE)
-    parts.set_ylim(0, 1.05 * max(history["distortion"][len(epoch) // 20], *history["rate"]))
+    top = 1.05 * max(history["distortion"][len(epoch) // 20], np.max(history["rate"]))
+    parts.set_ylim(0, top if np.isfinite(top) else None)
     parts.set_ylabel("nats per image", fontsize=_FONT_SIZE)
     parts.set_title("ELBO = -(distortion + rate)", fontsize=_FONT_SIZE)
     figure.suptitle(title, fontsize=_FONT_SIZE + 2)

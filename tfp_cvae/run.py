@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import shutil
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,25 +16,11 @@ import tf_keras as keras
 
 from tfp_cvae.atomic import write_atomically
 from tfp_cvae.config import TrainConfig
-from tfp_cvae.data import Dataset
+from tfp_cvae.data import HELD_OUT_SEED, Dataset
 from tfp_cvae.evaluation import Bound
 from tfp_cvae.model import CVAE
 
-HISTORY_COLUMNS = (
-    "epoch",
-    "seconds",
-    "images_per_second",
-    "loss",
-    "elbo",
-    "rate",
-    "distortion",
-    "val_loss",
-    "val_elbo",
-    "val_rate",
-    "val_distortion",
-)
-
-_BOUND = ("elbo", "rate", "distortion")
+_BOUND = ("elbo", "rate", "distortion", "iwae")
 _CONFIG = "config.json"
 _CONTENTS = (_CONFIG, "history.csv", "model.keras", "evaluation.json", "images_by_epoch.npz", "figures", "tensorboard")
 
@@ -102,7 +89,7 @@ class Run:
         try:
             content = json.loads((path / _CONFIG).read_text())
             class_names, versions = content.pop("class_names"), content.pop("versions")
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(
                 f"run: expected a folder that `tfp-cvae train` made, got {str(path)!r}, "
                 f"whose {_CONFIG} cannot be read ({type(error).__name__})"
@@ -110,7 +97,7 @@ class Run:
         return cls(path, TrainConfig.from_dict(content), tuple(class_names), versions)
 
     def history(self) -> list[dict[str, float]]:
-        """Rows of `history.csv`, one for each epoch, with the keys `HISTORY_COLUMNS`; empty before the first epoch."""
+        """Rows of `history.csv`, one for each epoch, by `callbacks.HISTORY_COLUMNS`; none before the first epoch."""
         file = self.path / "history.csv"
         if not file.is_file():
             return []
@@ -128,7 +115,10 @@ class Run:
             raise ValueError(
                 f"run: expected a finished training in {str(self.path)!r}, got no model.keras; train it first"
             )
-        return keras.models.load_model(file, compile=False)
+        try:
+            return keras.models.load_model(file, compile=False)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise ValueError(f"run: expected a whole {file}, got an unreadable one: {error}; train again") from error
 
     def has_model(self) -> bool:
         """Whether a trained model has been saved."""
@@ -146,7 +136,7 @@ class Run:
     def binarization_note(self) -> str:
         """What the held-out images were on which bounds were measured."""
         return {
-            "dynamic": "binarized once, seed 0",
+            "dynamic": f"binarized once, seed {HELD_OUT_SEED}",
             "threshold": "binarized at 128",
             "none": "grey, so not comparable with bounds on binary images",
         }[self.config.binarization]
@@ -155,7 +145,11 @@ class Run:
         """Bound on held-out images, with what it was measured on, and where everything is."""
         evaluation = self.evaluation()
         protocol = evaluation["protocol"]
-        bound = [f"{key} {evaluation[key]['mean']:.2f} +- {evaluation[key]['standard_error']:.2f}" for key in _BOUND]
+        bound = [
+            f"{key} {evaluation[key]['mean']:.2f} +- {evaluation[key]['standard_error']:.2f}"
+            for key in _BOUND
+            if key in evaluation
+        ]
         return (
             f"held-out bound, nats per image: {', '.join(bound)}\n"
             f"  {protocol['num_images']:,} test images, {self.binarization_note()}; K = {protocol['num_samples']}; "
@@ -166,14 +160,14 @@ class Run:
 
     def write_evaluation(self, bound: Bound) -> None:
         """Writes `evaluation.json`."""
-        content = dataclasses.asdict(bound)
+        content = {key: value for key, value in dataclasses.asdict(bound).items() if value is not None}
         protocol = {
             "unit": "nats per image",
             "split": "test",
             "num_images": content.pop("num_images"),
             "num_samples": content.pop("num_samples"),
             "binarization": self.config.binarization,
-            "binarization_seed": 0,
+            "binarization_seed": HELD_OUT_SEED,
             "comparable": self.config.binarization != "none",
             "versions": self.versions,
         }

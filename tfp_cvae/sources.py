@@ -91,10 +91,15 @@ def _load_npz(path: pathlib.Path) -> Dataset:
         elif present or split == "train":
             raise ValueError(f"{name}: expected the arrays {keys[0]!r} and {keys[1]!r}, got {sorted(arrays)}")
     if "class_names" in arrays:
-        class_names = [str(class_name) for class_name in arrays["class_names"]]
+        class_names = [str(class_name) for class_name in np.ravel(arrays["class_names"])]
     else:
         labels = np.asarray(pairs["train"][1])
         countable = np.issubdtype(labels.dtype, np.integer) and labels.size
+        if countable and not 0 <= labels.min() <= labels.max() < len(labels):
+            raise ValueError(
+                f"{name}: labels: expected 0 to the number of classes - 1, with an image of each, "
+                f"got {labels.min()} to {labels.max()} for {len(labels)} images"
+            )
         class_names = [str(label) for label in range(int(labels.max()) + 1 if countable else 1)]
     return make_dataset(name, class_names, **pairs)
 
@@ -113,6 +118,8 @@ def _load_folder(path: pathlib.Path) -> Dataset:
         for file in members:
             try:
                 with PIL.Image.open(file) as picture:
+                    if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"):
+                        raise ValueError(f"{file}: expected 8 bits a channel, got the mode {picture.mode}; convert it")
                     grey = picture.mode in ("1", "L", "LA")
                     pictures.append(np.asarray(picture.convert("L" if grey else "RGB")))
             except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
@@ -177,7 +184,8 @@ def _prepare_tfds(builder: Any) -> None:
         # A thread, because looking up a name can hang for longer than any timeout that requests knows.
         executor = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         try:
-            executor.submit(requests.head, url, timeout=_CONNECTION_TIMEOUT).result(_CONNECTION_TIMEOUT + 2)
+            look = executor.submit(requests.get, url, stream=True, timeout=_CONNECTION_TIMEOUT)
+            look.result(_CONNECTION_TIMEOUT + 2).raise_for_status()
         except (requests.RequestException, concurrent.futures.TimeoutError) as error:
             raise ConnectionError(
                 f"{builder.info.full_name}: expected it prepared in {builder.data_path}, or a connection to download "
@@ -185,4 +193,8 @@ def _prepare_tfds(builder: Any) -> None:
             ) from error
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
-    builder.download_and_prepare()
+    try:
+        builder.download_and_prepare()
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ConnectionError(f"{builder.info.full_name}: expected a download, got {reason}; {advice}") from error

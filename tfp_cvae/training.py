@@ -1,5 +1,6 @@
 """Training from a configuration, through `compile` and stock `fit`, into a run folder."""
 
+import importlib.util
 import os
 import pathlib
 
@@ -8,12 +9,13 @@ import tensorflow as tf
 import tf_keras as keras
 
 from tfp_cvae import figures
+from tfp_cvae.build import build_cvae
 from tfp_cvae.callbacks import HistoryCSV, ImageGrid, KLWarmUp, SwapEMAWeights
 from tfp_cvae.config import TrainConfig
 from tfp_cvae.data import Dataset, Split
 from tfp_cvae.evaluation import evaluate_bound
 from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate
-from tfp_cvae.model import CVAE, build_cvae
+from tfp_cvae.model import CVAE
 from tfp_cvae.run import Run
 from tfp_cvae.sources import load_dataset
 
@@ -55,17 +57,24 @@ def train(
         )
     if config.binarization == "none" and verbose:
         print("The bounds below are on grey images: not comparable with bounds on binary images.")
-    run = Run.create(output or default_output(config), config, dataset, overwrite=overwrite)
+    if config.tensorboard and not importlib.util.find_spec("tensorboard"):
+        raise ValueError(
+            "tensorboard: expected the package tensorboard, which is not installed; pip install tensorboard"
+        )
     keras.utils.set_random_seed(config.seed)
     cvae = build_model(config, dataset)
     compile_model(cvae, config, steps_per_epoch=len(dataset.train) // config.batch_size)
+    run = Run.create(output or default_output(config), config, dataset, overwrite=overwrite)
     try:
         _fit(cvae, config, dataset, run, verbose)
     except KeyboardInterrupt:
-        # Whatever epoch was the best is saved already.
-        if not run.has_model():
-            cvae.save(run.path / "model.keras")
+        _keep_interrupted(cvae, run, verbose)
         raise
+    if not run.has_model():
+        raise ValueError(
+            f"learning_rate: expected a rate at which the loss stays finite, got {config.learning_rate}, with which it "
+            "became NaN in the first epoch; lower it"
+        )
     best = run.model()
     run.write_evaluation(evaluate_bound(best, held_out_batches(dataset.test, config)))
     figures.draw(run, best, dataset)
@@ -74,9 +83,9 @@ def train(
 
 def default_output(config: TrainConfig) -> pathlib.Path:
     """Folder of a run that was not given one: `runs/` and the name of the data set."""
-    name = config.dataset.strip("/")
-    name = name.replace("/", "-") if not os.path.exists(config.dataset) else pathlib.Path(name).stem
-    return pathlib.Path("runs") / name
+    path = pathlib.Path(config.dataset)
+    name = path.resolve().stem if path.exists() else config.dataset.replace("/", "-")
+    return pathlib.Path("runs") / (name or "run")
 
 
 def build_model(config: TrainConfig, dataset: Dataset) -> CVAE:
@@ -92,7 +101,9 @@ def build_model(config: TrainConfig, dataset: Dataset) -> CVAE:
         num_samples=config.num_samples,
         seed=config.seed,
     )
-    mean = np.clip(dataset.train.images.mean(axis=0) / 255, 1e-3, 1 - 1e-3)
+    # The mean of dynamically binarized images is that of the grey ones.
+    images = dataset.train.binarized("threshold" if config.binarization == "threshold" else "none")
+    mean = np.clip(images.mean(axis=0), 1e-3, 1 - 1e-3)
     bias = cvae.decoder.get_layer("pixel_bias").bias
     bias.assign(np.reshape(np.log(mean / (1 - mean)), bias.shape))
     return cvae
@@ -135,8 +146,11 @@ def _fit(cvae: CVAE, config: TrainConfig, dataset: Dataset, run: Run, verbose: i
         conditional=config.conditional,
     )
     steps_per_epoch = len(dataset.train) // config.batch_size
-    best = {"monitor": "val_elbo", "mode": "max"}
+    # The true bound that is trained: the loss itself for IWAE, the ELBO whatever the weight of the KL.
+    iwae = config.objective == "iwae"
+    best = {"monitor": "val_loss", "mode": "min"} if iwae else {"monitor": "val_elbo", "mode": "max"}
     listeners = [
+        keras.callbacks.TerminateOnNaN(),
         HistoryCSV(run.path / "history.csv", images_per_epoch=steps_per_epoch * config.batch_size),
         *([KLWarmUp(config.kl_warmup_epochs, config.kl_weight)] if config.kl_warmup_epochs else []),
         *([SwapEMAWeights()] if config.ema_momentum else []),
@@ -152,3 +166,17 @@ def _fit(cvae: CVAE, config: TrainConfig, dataset: Dataset, run: Run, verbose: i
         callbacks=listeners,
         verbose=verbose,
     )
+
+
+def _keep_interrupted(cvae: CVAE, run: Run, verbose: int) -> None:
+    """Sees to it that an interrupted run holds a model, and says which."""
+    epochs = len(run.history())
+    if not run.has_model():
+        cvae.save(run.path / "model.keras")
+    if verbose:
+        what = (
+            f"after {epochs} epochs; the best model so far is"
+            if epochs
+            else "in the first epoch; the model as it was is"
+        )
+        print(f"\ninterrupted {what} {run.path / 'model.keras'}; figures: tfp-cvae plot {run.path}")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tf_keras as keras
 
+from tfp_cvae.build import build_cvae
 from tfp_cvae.losses import ELBO, NegativeELBO
-from tfp_cvae.model import build_cvae
 
 LOAD = """
 import sys

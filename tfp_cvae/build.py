@@ -1,0 +1,63 @@
+"""A CVAE from the package's networks, by name."""
+
+import typing
+from collections.abc import Sequence
+
+from tfp_cvae import checks, networks
+from tfp_cvae.config import Network, Prior
+from tfp_cvae.model import CVAE
+
+
+def build_cvae(
+    image_shape: Sequence[int],
+    num_classes: int,
+    latent_size: int = 40,
+    network: Network = "mlp",
+    *,
+    width: int | None = None,
+    depth: int | None = None,
+    prior: Prior = "standard",
+    num_samples: int = 1,
+    seed: int = 0,
+) -> CVAE:
+    """Builds a CVAE from one of the package's networks.
+
+    The initial weights come from Keras's global generator: call `keras.utils.set_random_seed` before it.
+
+    Args:
+        image_shape: `(height, width, channels)`.
+        num_classes: Number of classes; 0 for the plain VAE of Kingma and Welling 2014.
+        latent_size: Size of z, >= 1.
+        network: "mlp", "residual" or "conv".
+        width: Units or channels of a layer; by default 500 (mlp), 512 (residual) or 24 (conv).
+        depth: Hidden layers or residual blocks; by default 2 (mlp, residual) or 1 (conv).
+        prior: "standard" for N(0, I), "label" for a normal that is learned for each class.
+        num_samples: Latent samples K for each image, >= 1.
+        seed: Seed of the latent samples.
+
+    Returns:
+        The model, not yet compiled.
+
+    Raises:
+        TypeError: If a value is of the wrong kind.
+        ValueError: If a value is out of range.
+    """
+    shape = tuple(checks.integer("image_shape", size, 1) for size in image_shape)
+    if len(shape) != 3:
+        raise ValueError(f"image_shape: expected (height, width, channels), got {tuple(image_shape)}")
+    checks.integer("num_classes", num_classes, 0)
+    checks.integer("latent_size", latent_size, 1)
+    checks.choice("network", network, typing.get_args(Network))
+    checks.choice("prior", prior, typing.get_args(Prior))
+    builder, default_width, default_depth = networks.BUILDERS[network]
+    encoder, decoder = builder(
+        shape,
+        num_classes,
+        latent_size,
+        checks.integer("width", default_width if width is None else width, 1),
+        checks.integer("depth", default_depth if depth is None else depth, 1),
+    )
+    if prior == "label" and num_classes == 0:
+        raise ValueError("prior: expected standard for a model without classes, got label")
+    label_prior = networks.label_prior(num_classes, latent_size) if prior == "label" else None
+    return CVAE(encoder, decoder, label_prior, num_samples=num_samples, seed=seed, name="cvae")
