@@ -104,11 +104,17 @@ def test_datasets(capsys):
         (["train", "--dataset", "no_such_set"], "dataset: expected mnist5k, a TFDS name, an .npz file or a folder"),
         (["train", "--batch-size", "10000"], "batch_size: expected at most 4050, the number of training images"),
         (["plot", "nowhere"], "run: expected a folder that `tfp-cvae train` made, got 'nowhere'"),
-        (["generate", "RUN", "--label", "3", "--output", "x.png"], "label: expected 0 to 2, got 3"),
-        (["generate", "RUN", "--output", "x.png"], "label: expected 0 to 2, got None"),
+        (
+            ["generate", "RUN", "--label", "3", "--output", "x.png"],
+            "label: expected a class (0, 1, 2) or 0 to 2, got 3",
+        ),
+        (["generate", "RUN", "--output", "x.png"], "label: expected a class (0, 1, 2), got None"),
         (["generate", "RUN", "--label", "1", "--count", "0", "--output", "x.png"], "count: expected an integer >= 1"),
         (["generate", "RUN", "--label", "1", "--output", "x.doc"], "output: expected a picture format"),
-        (["generate", "RUN", "--label", "1", "--output", "absent/x.png"], "No such file or directory"),
+        (
+            ["generate", "RUN", "--label", "1", "--output", "absent/x.png"],
+            "expected a file in an existing folder, got no folder 'absent'",
+        ),
         (["generate", "RUN", "--label", "1"], "--output"),
     ],
 )

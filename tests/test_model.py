@@ -14,6 +14,9 @@ from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate
 from tfp_cvae.model import CVAE
 from tfp_cvae.networks import label_prior
 
+NAN = np.full((6, 3), np.nan, np.float32)
+IMAGE, ONE_HOT = np.zeros((6, 8, 8, 1), np.float32), np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2]]
+
 
 def custom_networks(num_classes=3, encoder_labels=True, latent_size=2, decoded=(8, 8, 1)):
     image, latent = keras.Input((8, 8, 1)), keras.Input((2,))
@@ -186,8 +189,7 @@ def test_the_output_as_a_tensor_is_the_mean_image(batch):
     assert (output.shape, output.dtype) == (batch[0].shape, tf.float32)
 
 
-@pytest.mark.parametrize("network", ["mlp", "residual", "conv"])
-@pytest.mark.parametrize("num_classes", [0, 3])
+@pytest.mark.parametrize(("network", "num_classes"), [("mlp", 0), ("mlp", 3), ("residual", 3), ("conv", 3)])
 def test_save_and_load(tmp_path, network, num_classes, dataset):
     prior = "label" if num_classes else "standard"
     cvae = build_cvae((8, 8, 1), num_classes, 4, network, width=8, depth=1, prior=prior, num_samples=2, seed=3)
@@ -320,6 +322,30 @@ def test_a_mixture_of_classes_is_a_label(cvae, batch):
     cvae.fit((image, np.full_like(one_hot, 1 / 3)), image, verbose=0)
 
 
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ((IMAGE + 2, ONE_HOT), "image: expected values in .0, 1.; divide grey values by 255"),
+        ((np.uint8(IMAGE + 255), ONE_HOT), "image: expected values in .0, 1.; divide grey values by 255"),
+        ((IMAGE - np.nan, ONE_HOT), "image: expected values in .0, 1.; divide grey values by 255"),
+        ((IMAGE, ONE_HOT - np.nan), "one_hot: expected values in .0, 1.; give one-hot rows"),
+    ],
+)
+@pytest.mark.parametrize("method", ["fit", "evaluate"])
+def test_values_out_of_range_in_a_dataset_are_refused(cvae, x, message, method):
+    cvae.compile("adam", loss=NegativeELBO(), jit_compile=True)
+    spoilt = tf.data.Dataset.from_tensors((x, x[0]))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        getattr(cvae, method)(spoilt, verbose=0)
+
+
+def test_validation_data_is_checked_too(cvae):
+    cvae.compile("adam", loss=NegativeELBO())
+    spoilt = tf.data.Dataset.from_tensors(((IMAGE + 2, ONE_HOT), IMAGE))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="image: expected values in"):
+        cvae.fit((IMAGE, ONE_HOT), IMAGE, validation_data=spoilt, verbose=0)
+
+
 @pytest.mark.parametrize("as_dataset", [False, True])
 def test_labels_in_the_place_of_the_image_are_refused(cvae, as_dataset):
     cvae.compile("adam", loss=NegativeELBO())
@@ -329,10 +355,6 @@ def test_labels_in_the_place_of_the_image_are_refused(cvae, as_dataset):
         cvae.fit(dataset, verbose=0) if as_dataset else cvae.fit((IMAGE, ONE_HOT), y, verbose=0)
     with pytest.raises(ValueError, match=r"one_hot: expected values in \[0, 1\]"):
         cvae.fit((IMAGE, ONE_HOT), IMAGE, validation_data=((IMAGE, NAN), IMAGE), verbose=0)
-
-
-NAN = np.full((6, 3), np.nan, np.float32)
-IMAGE, ONE_HOT = np.zeros((6, 8, 8, 1), np.float32), np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2]]
 
 
 @pytest.mark.parametrize(
@@ -345,7 +367,7 @@ IMAGE, ONE_HOT = np.zeros((6, 8, 8, 1), np.float32), np.eye(3, dtype=np.float32)
         ((IMAGE + 255, ONE_HOT), r"image: expected values in \[0, 1\], got 255.0 to 255.0; divide grey values by 255"),
         ((IMAGE - np.nan, ONE_HOT), r"image: expected values in \[0, 1\], got nan"),
         ((IMAGE[:, :4], ONE_HOT), r"image: expected shape \[n, 8, 8, 1\], got \[6, 4, 8, 1\]"),
-        (IMAGE, r"inputs: expected \(image, one_hot\), got 1 arrays"),
+        (IMAGE, r"inputs: expected \(image, one_hot\), so fit.* got 1 arrays"),
         (
             tf.data.Dataset.from_tensors(((IMAGE, ONE_HOT[:, :2]), IMAGE)),
             r"one_hot: expected shape \[batch, 3\], got \[6, 2\]",

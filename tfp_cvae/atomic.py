@@ -15,8 +15,15 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[pathlib.Path
 
     Returns:
         `path`.
+
+    Raises:
+        OSError: If the file cannot be written there.
     """
     path = pathlib.Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: expected a file in an existing folder, got no folder {str(path.parent)!r}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: expected the name of a file, got that of a folder")
     temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
     try:
         write(temporary)

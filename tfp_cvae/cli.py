@@ -23,7 +23,7 @@ class Train:
     """Train a model into a new run folder, measure its bound on held-out images, draw its figures."""
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
-    output: pathlib.Path | None = None
+    output: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="PATH")] = None
     """Run folder to make; by default runs/ and the name of the data set."""
     overwrite: bool = False
     """Delete the run that the folder may hold."""
@@ -44,8 +44,8 @@ class Generate:
     """Run folder."""
     output: pathlib.Path
     """Picture to write; the suffix decides the format."""
-    label: int | None = None
-    """Class, from 0; none for a model without classes."""
+    label: Annotated[str | None, tyro.conf.arg(metavar="CLASS")] = None
+    """Class, by its name or its number from 0; not for a model without classes."""
     count: int = 16
     """Number of images."""
     seed: int = 0
@@ -158,7 +158,7 @@ def _unboxed(text: str) -> str:
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│ ") for line in text.splitlines()]
     inner = [line for line in lines if line and not line.startswith("╭")]
     end = next((index for index, line in enumerate(inner) if set(line) <= set("─╰╯")), len(inner))
-    return " ".join(inner[:end])
+    return " ".join(inner[:end]).rstrip(".")
 
 
 def _one_line(text: str) -> str:

@@ -36,8 +36,7 @@ class TrainConfig:
     dataset: str = "mnist5k"
     """mnist5k (embedded), a TFDS name such as mnist, a file.npz, or a folder with a subfolder for each class."""
     binarization: Binarization = "dynamic"
-    """Pixels of 0 and 1 drawn with probability pixel/255, or pixel >= 128, or none: grey values, whose bounds are not
-    comparable."""
+    """Each pixel 1 with probability pixel/255, or if >= 128; or grey values, whose bounds are not comparable."""
     conditional: bool = True
     """Condition on the label; without it, the plain VAE."""
 

@@ -16,7 +16,7 @@ HELD_OUT_SEED = 0
 _CHUNK = 8192
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Split:
     """One split of a data set: images with their labels, read-only.
 
@@ -34,6 +34,9 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __repr__(self) -> str:
+        return f"Split({self.name!r}: {len(self):,} images {'x'.join(map(str, self.images.shape[1:]))})"
 
     def one_hot(self) -> np.ndarray:
         """Labels as `[n, num_classes]` float32."""
@@ -141,7 +144,7 @@ class Split:
         return dataset.flat_map(one_epoch).apply(tf.data.experimental.assert_cardinality(steps))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """A labelled set of images in three splits.
 
@@ -158,6 +161,11 @@ class Dataset:
     train: Split
     validation: Split
     test: Split
+
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{len(split):,} {split.name}" for split in (self.train, self.validation, self.test))
+        size = "x".join(map(str, self.image_shape))
+        return f"{self.name}: {splits} images of {size}, {self.num_classes} classes"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -16,7 +16,7 @@ from tfp_cvae.run import Run
 
 _DPI = 150
 _SAMPLES = 12
-_STYLES = 8
+_STYLES = 10
 # Seeds from here on, so that the samples are others than those that were watched during training.
 _FIRST_SEED = 1000
 
@@ -38,17 +38,17 @@ def draw(run: Run, cvae: CVAE, dataset: Dataset | None = None) -> list[pathlib.P
     drawn = []
     for name, figure in _figures(run, cvae, dataset):
         path = folder / f"{name}.png"
-        write_atomically(path, functools.partial(figure.savefig, dpi=_DPI))
+        write_atomically(path, functools.partial(figure.savefig, dpi=_DPI, bbox_inches="tight"))
         drawn.append(path)
     return drawn
 
 
-def save_samples(run: Run, label: int | None, count: int, seed: int, path: pathlib.Path) -> None:
+def save_samples(run: Run, label: str | None, count: int, seed: int, path: pathlib.Path) -> None:
     """Generates images of one class and writes them as one picture, eight in a row.
 
     Args:
         run: The run.
-        label: Class; None for a model without classes.
+        label: Name of the class, or its number; None for a model without classes.
         count: Number of images, >= 1.
         seed: Seed of the first image; the others follow it.
         path: Picture to write.
@@ -60,14 +60,27 @@ def save_samples(run: Run, label: int | None, count: int, seed: int, path: pathl
     formats = FigureCanvasAgg.get_supported_filetypes()
     if path.suffix.lstrip(".").lower() not in formats:
         raise ValueError(f"output: expected a picture format as suffix ({', '.join(formats)}), got {str(path)!r}")
-    images = run.model().generate(None if label is None else [label] * count, seed).numpy()
+    number = _class_number(run, label)
+    images = run.model().generate(None if number is None else [number] * count, seed).numpy()
     columns = min(count, 8)
     blank = np.ones((-count % columns, *images.shape[1:]), np.float32)
     table = np.concatenate([images, blank]).reshape(-1, columns, *images.shape[1:])
-    name = "" if label is None else f", class {run.class_names[label]}"
+    name = "" if number is None else f", class {run.class_names[number]}"
     title = f"{run.config.dataset}{name}: seeds {seed} to {seed + count - 1}"
     figure = plotting.image_table(table, [""] * len(table), [], title=title)
-    write_atomically(path, functools.partial(figure.savefig, dpi=_DPI))
+    write_atomically(path, functools.partial(figure.savefig, dpi=_DPI, bbox_inches="tight"))
+
+
+def _class_number(run: Run, label: str | None) -> int | None:
+    names = run.class_names
+    if (label is None) != (not names):
+        expected = f"a class ({', '.join(names)})" if names else "none, as the model has no classes"
+        raise ValueError(f"label: expected {expected}, got {label}")
+    if label is None or label in names:
+        return None if label is None else names.index(label)
+    if not label.isdecimal() or int(label) >= len(names):
+        raise ValueError(f"label: expected a class ({', '.join(names)}) or 0 to {len(names) - 1}, got {label}")
+    return int(label)
 
 
 def _figures(run: Run, cvae: CVAE, dataset: Dataset | None) -> Iterator[tuple[str, Figure]]:
@@ -115,14 +128,16 @@ def _classes(run: Run, cvae: CVAE) -> Figure:
 def _styles(run: Run, cvae: CVAE, dataset: Dataset) -> Figure:
     """Test images, their reconstructions, and their latents decoded under every label."""
     split = dataset.test
-    # As many different classes as there are rows.
-    first = [int(np.flatnonzero(split.labels == label)[0]) for label in np.unique(split.labels)[:_STYLES]]
-    rest = [index for index in range(len(split)) if index not in first]
-    chosen = np.array(sorted(first + rest[: max(0, _STYLES - len(first))], key=lambda index: split.labels[index]))
+    # Each class in turn: the first image of each, then the second of each, ...
+    turn = np.zeros(len(split), int)
+    for label in np.unique(split.labels):
+        turn[split.labels == label] = np.arange(np.sum(split.labels == label))
+    chosen = np.lexsort((split.labels, turn))[:_STYLES]
+    chosen = chosen[np.argsort(split.labels[chosen], kind="stable")]
     image, label = split.binarized(run.config.binarization)[chosen], split.labels[chosen]
     one_hot = np.eye(cvae.num_classes, dtype=np.float32) if cvae.num_classes else None
     columns = [image, cvae.reconstruct(image, label if cvae.num_classes else None)]
-    names = ["image", "recon."]
+    names = ["image", "reconstruction"]
     if one_hot is not None:
         latent = cvae.posterior(image, one_hot[label]).mean()
         columns += [cvae.likelihood(latent, np.repeat(row[np.newaxis], len(image), 0)).mean() for row in one_hot]

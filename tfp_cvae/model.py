@@ -270,8 +270,12 @@ class CVAE(keras.Model):
             ValueError: If an array is not finite, out of range or of the wrong shape.
         """
         self._check_arrays(x, y)
-        if isinstance(kwargs.get("validation_data"), (tuple, list)):
-            self._check_arrays(*kwargs["validation_data"][:2])
+        x = _checked_dataset(x)
+        validation = kwargs.get("validation_data")
+        if isinstance(validation, (tuple, list)):
+            self._check_arrays(*validation[:2])
+        elif validation is not None:
+            kwargs["validation_data"] = _checked_dataset(validation)
         _check_callbacks(callbacks)
         return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
@@ -280,6 +284,7 @@ class CVAE(keras.Model):
         # `fit` validates through this method too, with what it has checked itself.
         if "_use_cached_eval_dataset" not in kwargs:
             self._check_arrays(x, y)
+            x = _checked_dataset(x)
             _check_callbacks(callbacks)
         return super().evaluate(x, y, *args, callbacks=callbacks, **kwargs)
 
@@ -304,7 +309,7 @@ class CVAE(keras.Model):
             ValueError: If `filepath` does not end in `.keras`, or another format is asked for.
         """
         if save_format not in (None, "keras") or not os.fspath(filepath).endswith(".keras"):
-            raise ValueError(f"filepath: {_KERAS_FORMAT_ONLY}, got {os.fspath(filepath)!r} (format {save_format})")
+            raise ValueError(f"filepath: {_KERAS_FORMAT_ONLY}, got {os.fspath(filepath)!r}")
         if not overwrite and os.path.exists(filepath):
             raise ValueError(
                 f"filepath: expected a new file, got {os.fspath(filepath)!r}, which exists; pass overwrite=True"
@@ -339,8 +344,12 @@ class CVAE(keras.Model):
     def _checked_inputs(self, inputs: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
         image, *rest = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
         if len(rest) != (1 if self.num_classes else 0):
-            expected = "(image, one_hot)" if self.num_classes else "image alone, as num_classes is 0"
-            raise ValueError(f"inputs: expected {expected}, got {1 + len(rest)} arrays")
+            expected = (
+                "(image, one_hot), so fit((image, one_hot), image) or a dataset of ((image, one_hot), image)"
+                if self.num_classes
+                else "image alone, as num_classes is 0, so fit(image, image) or batches(..., conditional=False)"
+            )
+            raise ValueError(f"inputs: expected {expected}, got {1 + len(rest)} arrays in the place of the inputs")
         for (name, shape), tensor in zip(self._input_shapes(), (image, *rest), strict=True):
             if not tensor.shape[1:].is_compatible_with(shape):
                 expected = ", ".join(map(str, shape))
@@ -443,6 +452,24 @@ def _checked_network(name: str, network: Any, first: str, output: Any) -> tuple[
 
 def _network_inputs(network: keras.Model, tensor: tf.Tensor, one_hot: tf.Tensor | None) -> Any:
     return [tensor, one_hot] if len(network.inputs) == 2 else tensor
+
+
+def _checked_dataset(data: Any) -> Any:
+    """A `tf.data.Dataset` that stops with an error at an input that is not in [0, 1]; anything else as it is."""
+    if not isinstance(data, tf.data.Dataset):
+        return data
+
+    def check(x: Any, *rest: Any) -> Any:
+        assertions = []
+        for name, tensor in zip(("image", "one_hot"), tf.nest.flatten(x), strict=False):
+            hint = "divide grey values by 255, or binarize them" if name == "image" else "give one-hot rows"
+            # Written so that NaN fails it.
+            holds = tf.reduce_all((tensor >= 0) & (tensor <= 1))
+            assertions.append(tf.debugging.Assert(holds, [f"{name}: expected values in [0, 1]; {hint}. Got:", tensor]))
+        with tf.control_dependencies(assertions):
+            return tf.nest.map_structure(tf.identity, (x, *rest))
+
+    return data.map(check)
 
 
 def _check_callbacks(callbacks: Any) -> None:

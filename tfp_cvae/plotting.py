@@ -25,11 +25,12 @@ def lower_bound(history: Mapping[str, np.ndarray], title: str = "Evidence lower 
     for axes, names in ((bound, ("elbo",)), (parts, ("distortion", "rate"))):
         for color, name in enumerate(names):
             label = "" if name == "elbo" else f"{name}, "
-            axes.plot(epoch, history[name], color=f"C{2 * color}", linestyle="--", label=f"{label}training")
+            style = {"color": f"C{2 * color}", "marker": "o" if len(epoch) == 1 else None}
+            axes.plot(epoch, history[name], linestyle="--", label=f"{label}training", **style)
             if f"val_{name}" in history:
-                axes.plot(epoch, history[f"val_{name}"], color=f"C{2 * color}", label=f"{label}validation")
+                axes.plot(epoch, history[f"val_{name}"], label=f"{label}validation", **style)
         axes.set_xlabel("epoch", fontsize=_FONT_SIZE)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=_FONT_SIZE, frameon=False)
         axes.tick_params(labelsize=_FONT_SIZE)
@@ -89,6 +90,8 @@ def image_table(
     _show(axes, canvas)
     axes.set_yticks(np.arange(rows) * (height + gap) + height / 2, row_names, fontsize=_FONT_SIZE)
     axes.set_xticks((offsets + width / 2)[: len(column_names)], column_names, fontsize=_FONT_SIZE)
+    if any(len(name) > 5 for name in column_names):
+        axes.tick_params(axis="x", rotation=90)
     axes.set_ylabel(row_label, fontsize=_FONT_SIZE)
     axes.set_xlabel(column_label, fontsize=_FONT_SIZE)
     figure.suptitle(title, fontsize=_FONT_SIZE + 1)

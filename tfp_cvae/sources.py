@@ -44,7 +44,7 @@ def load_dataset(name_or_path: str | os.PathLike[str]) -> Dataset:
         return _load_npz(path)
     if path.is_dir():
         return _load_folder(path)
-    if name.startswith((".", "~")) or path.is_absolute() or path.is_file():
+    if name.startswith((".", "~")) or name.endswith("/") or path.is_absolute() or path.is_file():
         raise ValueError(f"dataset: expected a folder with a subfolder for each class or an .npz file, got {name!r}")
     return _load_tfds(name)
 
@@ -148,7 +148,7 @@ def _load_tfds(name: str) -> Dataset:
         reason = str(error).partition("\n")[0].strip()
         raise ValueError(
             f"dataset: expected {EMBEDDED}, a TFDS name, an .npz file or a folder of classes, got {name!r}: {reason}"
-        ) from error
+        ) from None
     features = builder.info.features
     if not isinstance(features, tfds.features.FeaturesDict) or not {"image", "label"} <= set(features):
         raise ValueError(

@@ -53,7 +53,8 @@ def train(
     dataset = load_dataset(config.dataset)
     if config.batch_size > len(dataset.train):
         raise ValueError(
-            f"batch_size: expected at most {len(dataset.train)}, the number of training images, got {config.batch_size}"
+            f"batch_size: expected at most {len(dataset.train)}, the number of training images, "
+            f"got {config.batch_size}; lower it (--batch-size)"
         )
     if config.binarization == "none" and verbose:
         print("The bounds below are on grey images: not comparable with bounds on binary images.")
@@ -65,6 +66,12 @@ def train(
     cvae = build_model(config, dataset)
     compile_model(cvae, config, steps_per_epoch=len(dataset.train) // config.batch_size)
     run = Run.create(output or default_output(config), config, dataset, overwrite=overwrite)
+    if verbose:
+        steps = len(dataset.train) // config.batch_size
+        print(
+            f"{dataset!r}\n{steps} steps an epoch, the first after a while of compiling; run folder: {run.path}",
+            flush=True,
+        )
     try:
         _fit(cvae, config, dataset, run, verbose)
     except KeyboardInterrupt:
