@@ -137,7 +137,7 @@ def _styles(run: Run, cvae: CVAE, dataset: Dataset) -> Figure:
     image, label = split.binarized(run.config.binarization)[chosen], split.labels[chosen]
     one_hot = np.eye(cvae.num_classes, dtype=np.float32) if cvae.num_classes else None
     columns = [image, cvae.reconstruct(image, label if cvae.num_classes else None)]
-    names = ["image", "reconstruction"]
+    names = ["image", "recon."]
     if one_hot is not None:
         latent = cvae.posterior(image, one_hot[label]).mean()
         columns += [cvae.likelihood(latent, np.repeat(row[np.newaxis], len(image), 0)).mean() for row in one_hot]

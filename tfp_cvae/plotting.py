@@ -89,9 +89,10 @@ def image_table(
     axes = figure.subplots()
     _show(axes, canvas)
     axes.set_yticks(np.arange(rows) * (height + gap) + height / 2, row_names, fontsize=_FONT_SIZE)
-    axes.set_xticks((offsets + width / 2)[: len(column_names)], column_names, fontsize=_FONT_SIZE)
-    if any(len(name) > 5 for name in column_names):
-        axes.tick_params(axis="x", rotation=90)
+    axes.set_xticks((offsets + width / 2)[: len(column_names)], column_names, fontsize=_FONT_SIZE - 2)
+    for text in axes.get_xticklabels():
+        # Longer names would run into each other.
+        text.set_rotation(90 if len(text.get_text()) > 6 else 0)
     axes.set_ylabel(row_label, fontsize=_FONT_SIZE)
     axes.set_xlabel(column_label, fontsize=_FONT_SIZE)
     figure.suptitle(title, fontsize=_FONT_SIZE + 1)
