@@ -144,6 +144,10 @@ def test_the_configuration_reaches_model_and_optimizer(npz):
     assert isinstance(cvae.loss, NegativeIWAE)
     assert float(cvae.optimizer.learning_rate) == pytest.approx(config.learning_rate)
     assert not cvae.optimizer.use_ema
+    # XLA only where it pays.
+    for network, epochs, compiled in (("mlp", 3, False), ("mlp", 1000, True), ("conv", 1000, False)):
+        compile_model(cvae, small(npz, network=network, epochs=epochs), steps_per_epoch=7)
+        assert bool(cvae._jit_compile) == compiled
 
 
 def test_the_warm_up_ends_at_the_weight_of_the_configuration(tmp_path, npz):

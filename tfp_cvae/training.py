@@ -20,6 +20,7 @@ from tfp_cvae.run import Run
 from tfp_cvae.sources import load_dataset
 
 _STEPS_PER_EXECUTION = 50
+_XLA_PAYS_FROM_STEPS = 1000
 
 
 def train(
@@ -132,8 +133,9 @@ def compile_model(cvae: CVAE, config: TrainConfig, steps_per_epoch: int) -> None
         optimizer,
         loss=loss,
         metrics=[ELBO(), Rate(), Distortion()],
-        # XLA fuses the element-wise part of dense networks; on a CPU its convolutions are slower than TensorFlow's.
-        jit_compile=config.network != "conv",
+        # XLA fuses the element-wise part of dense networks, which pays for the seconds that it compiles only after some
+        # steps; on a CPU its convolutions are slower than TensorFlow's.
+        jit_compile=config.network != "conv" and steps_per_epoch * config.epochs >= _XLA_PAYS_FROM_STEPS,
         steps_per_execution=min(_STEPS_PER_EXECUTION, steps_per_epoch),
     )
 
