@@ -70,7 +70,7 @@ class CVAE(keras.Model):
         decoder: Functional Keras model from `latent` or `[latent, one_hot]` to an `IndependentBernoulli` layer.
         prior: Functional Keras model from `one_hot` to a `MultivariateNormalDiag` layer, or None for N(0, I).
         num_samples: Latent samples K for each image, >= 1.
-        seed: Seed of the latent samples.
+        seed: Seed of the latent samples, in [0, 2**31).
         **kwargs: Of `keras.Model`.
 
     Attributes:
@@ -80,7 +80,7 @@ class CVAE(keras.Model):
 
     Raises:
         TypeError: If a network is not a functional Keras model with these inputs.
-        ValueError: If encoder, decoder and prior do not fit each other, or `num_samples` < 1.
+        ValueError: If encoder, decoder and prior do not fit each other, or `num_samples` or `seed` is out of range.
     """
 
     def __init__(
@@ -115,6 +115,8 @@ class CVAE(keras.Model):
             if given != expected:
                 raise ValueError(f"{name}: expected {expected}, as of the other networks, got {given}")
         checks.integer("num_samples", num_samples, 1)
+        checks.integer("seed", seed, 0)
+        checks.number("seed", seed, 0, below=2**31)
         self.encoder = encoder
         self.decoder = decoder
         self.prior_network = prior
@@ -328,7 +330,7 @@ class CVAE(keras.Model):
 
     def _sample(self, posterior: tfd.Distribution, image: tf.Tensor, training: bool) -> tf.Tensor:
         """Latent samples z_k ~ q(z|x,y), reparameterised, `[num_samples, batch, latent_size]`."""
-        # Any constant odd-sized integers do: the sum wraps, is exact, and differs from image to image.
+        # A hash of the pixels: any fixed random integers do, as the sum wraps and is exact.
         pixels = tf.cast(tf.round(255 * tf.reshape(image, [-1, self._hash.size])), tf.int32)
         fingerprint = tf.reduce_sum(pixels * self._hash, axis=-1)
         if training:
