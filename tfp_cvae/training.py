@@ -3,6 +3,9 @@
 import importlib.util
 import os
 import pathlib
+import signal
+import threading
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -168,13 +171,50 @@ def _fit(cvae: CVAE, config: TrainConfig, dataset: Dataset, run: Run, verbose: i
         *([keras.callbacks.EarlyStopping(patience=config.early_stopping, **best)] if config.early_stopping else []),
         *([keras.callbacks.TensorBoard(run.path / "tensorboard")] if config.tensorboard else []),
     ]
-    cvae.fit(
-        batches,
-        validation_data=held_out_batches(dataset.validation, config),
-        epochs=config.epochs,
-        callbacks=listeners,
-        verbose=verbose,
-    )
+    interruption = _Interruption()
+    previous = interruption.listen()
+    try:
+        cvae.fit(
+            batches,
+            validation_data=held_out_batches(dataset.validation, config),
+            epochs=config.epochs,
+            callbacks=[interruption, *listeners],
+            verbose=verbose,
+        )
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGINT, previous)
+
+
+class _Interruption(keras.callbacks.Callback):
+    """Raises KeyboardInterrupt after Ctrl-C, but between two steps.
+
+    Raised wherever the program happens to be, it can fall into a destructor, which swallows it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._asked = False
+
+    def listen(self) -> Any:
+        """Takes over Ctrl-C, in the main thread; returns the handler to restore, or None."""
+        if threading.current_thread() is not threading.main_thread():
+            return None
+        previous = signal.getsignal(signal.SIGINT)
+
+        def ask(number: int, frame: Any) -> None:
+            self._asked = True
+            # Whoever cannot wait for the end of the step presses it again.
+            signal.signal(signal.SIGINT, previous)
+
+        signal.signal(signal.SIGINT, ask)
+        return previous
+
+    def _raise_if_asked(self, *args: Any, **kwargs: Any) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+
+    on_train_batch_end = on_test_batch_end = on_epoch_end = _raise_if_asked
 
 
 def _keep_interrupted(cvae: CVAE, run: Run, verbose: int) -> None:
