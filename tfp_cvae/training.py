@@ -171,6 +171,7 @@ def _fit(cvae: CVAE, config: TrainConfig, dataset: Dataset, run: Run, verbose: i
         *([keras.callbacks.EarlyStopping(patience=config.early_stopping, **best)] if config.early_stopping else []),
         *([keras.callbacks.TensorBoard(run.path / "tensorboard")] if config.tensorboard else []),
     ]
+    # The last, so that an epoch that has ended is kept before the interruption is raised.
     interruption = _Interruption()
     previous = interruption.listen()
     try:
@@ -178,7 +179,7 @@ def _fit(cvae: CVAE, config: TrainConfig, dataset: Dataset, run: Run, verbose: i
             batches,
             validation_data=held_out_batches(dataset.validation, config),
             epochs=config.epochs,
-            callbacks=[interruption, *listeners],
+            callbacks=[*listeners, interruption],
             verbose=verbose,
         )
     finally:
