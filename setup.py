@@ -34,6 +34,7 @@ setuptools.setup(
         "numpy>=1.26,<3",
         "pillow>=10,<14",
         "requests>=2.31,<3",
+        "scikit-learn>=1.4,<2",
         "tyro>=1.0,<2",
     ],
     extras_require={

@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from tfp_cvae.callbacks import ImageGrid as ImageGrid
     from tfp_cvae.callbacks import KLWarmUp as KLWarmUp
     from tfp_cvae.callbacks import SwapEMAWeights as SwapEMAWeights
+    from tfp_cvae.config import EvaluationConfig as EvaluationConfig
     from tfp_cvae.config import TrainConfig as TrainConfig
     from tfp_cvae.data import Dataset as Dataset
+    from tfp_cvae.evaluation import Evaluation as Evaluation
+    from tfp_cvae.evaluation import evaluate as evaluate
+    from tfp_cvae.flows import CouplingFlow as CouplingFlow
     from tfp_cvae.layers import IndependentBernoulli as IndependentBernoulli
     from tfp_cvae.layers import MultivariateNormalDiag as MultivariateNormalDiag
     from tfp_cvae.losses import ELBO as ELBO
@@ -31,8 +35,10 @@ if TYPE_CHECKING:
 _MODULES = {
     "build": ("build_cvae",),
     "callbacks": ("ImageGrid", "KLWarmUp", "SwapEMAWeights"),
-    "config": ("TrainConfig",),
+    "config": ("EvaluationConfig", "TrainConfig"),
     "data": ("Dataset",),
+    "evaluation": ("Evaluation", "evaluate"),
+    "flows": ("CouplingFlow",),
     "layers": ("IndependentBernoulli", "MultivariateNormalDiag"),
     "losses": ("ELBO", "Distortion", "NegativeELBO", "NegativeIWAE", "Rate"),
     "model": ("CVAE",),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from tfp_cvae import checks, networks
 from tfp_cvae.config import Network, Prior
+from tfp_cvae.flows import flow_prior
 from tfp_cvae.model import CVAE
 
 
@@ -31,7 +32,8 @@ def build_cvae(
         network: "mlp", "residual" or "conv".
         width: Units or channels of a layer; by default 500 (mlp), 512 (residual) or 24 (conv).
         depth: Hidden layers or residual blocks; by default 2 (mlp, residual) or 1 (conv).
-        prior: "standard" for N(0, I), "label" for a normal that is learned for each class.
+        prior: "standard" for N(0, I), "label" for a normal that is learned for each class, "flow" for a normalizing
+            flow that knows the class.
         num_samples: Latent samples K for each image, >= 1.
         seed: Seed of the latent samples.
 
@@ -57,7 +59,8 @@ def build_cvae(
         checks.integer("width", default_width if width is None else width, 1),
         checks.integer("depth", default_depth if depth is None else depth, 1),
     )
-    if prior == "label" and num_classes == 0:
-        raise ValueError("prior: expected standard for a model without classes, got label")
-    label_prior = networks.label_prior(num_classes, latent_size) if prior == "label" else None
-    return CVAE(encoder, decoder, label_prior, num_samples=num_samples, seed=seed, name="cvae")
+    if prior != "standard" and num_classes == 0:
+        raise ValueError(f"prior: expected standard for a model without classes, got {prior}")
+    build_prior = {"label": networks.label_prior, "flow": flow_prior}.get(prior)
+    prior_network = build_prior(num_classes, latent_size) if build_prior else None
+    return CVAE(encoder, decoder, prior_network, num_samples=num_samples, seed=seed, name="cvae")

@@ -1,5 +1,6 @@
 """The command line `tfp-cvae`: parsing only. TensorFlow is imported late, so that `--help` answers at once."""
 
+import argparse
 import contextlib
 import dataclasses
 import importlib
@@ -13,7 +14,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from tfp_cvae.config import TrainConfig
+from tfp_cvae import recipes
+from tfp_cvae.config import QUICK_EVALUATION, EvaluationConfig, TrainConfig
 
 _DESCRIPTION = "Class-conditional variational autoencoders: train, look, generate."
 
@@ -27,6 +29,8 @@ class Train:
     """Run folder to make; by default runs/ and the name of the data set."""
     overwrite: bool = False
     """Delete the run that the folder may hold."""
+    recipe: Annotated[str, tyro.conf.arg(metavar="NAME")] = "default"
+    """Named settings, which `tfp-cvae recipes` lists; the flags above change some of them."""
 
     def run(self) -> None:
         """Runs the command."""
@@ -34,6 +38,48 @@ class Train:
 
         output = self.output or default_output(self.config)
         print(train(self.config, output, overwrite=self.overwrite).summary())
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Measure what the model of a run is worth: likelihood, classification by Bayes' rule, latents and samples."""
+
+    run_folder: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="RUN")]
+    """Run folder, in which evaluation.json and figures are written."""
+    quick: bool = False
+    """An answer after about a minute: 500 images, K = 100, classifiers on 10,000 images."""
+    num_importance_samples: int | None = None
+    """Importance samples K for each image; by default 5,000, or 100 with --quick."""
+    num_images: int | None = None
+    """Test images, a seeded choice; by default all, or 500 with --quick."""
+    seed: int = 0
+    """Seed of importance samples, generated images and classifiers."""
+    dataset: str | None = None
+    """Another data set with the same classes; by default that of the training."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        given = {
+            "num_importance_samples": self.num_importance_samples,
+            "num_images": self.num_images,
+            "seed": self.seed,
+        }
+        config = dataclasses.replace(
+            QUICK_EVALUATION if self.quick else EvaluationConfig(),
+            **{name: value for name, value in given.items() if value is not None},
+        )
+        from tfp_cvae import figures, report
+        from tfp_cvae.evaluation import evaluate_run
+        from tfp_cvae.run import Run
+        from tfp_cvae.sources import load_dataset
+
+        run = Run.load(self.run_folder)
+        dataset = load_dataset(self.dataset or run.config.dataset)
+        result = evaluate_run(run, dataset, config, verbose=1)
+        print(f"\n{report.table(result.to_dict())}")
+        print(f"\n{run.path / 'evaluation.json'}")
+        for path in figures.draw_evaluation(run, dataset):
+            print(path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,12 +142,25 @@ class Datasets:
             print(f"{name:24} {source}")
 
 
-Command = (
-    Annotated[Train, tyro.conf.subcommand("train", prefix_name=False)]
-    | Annotated[Generate, tyro.conf.subcommand("generate", prefix_name=False)]
-    | Annotated[Plot, tyro.conf.subcommand("plot", prefix_name=False)]
-    | Annotated[Datasets, tyro.conf.subcommand("datasets", prefix_name=False)]
-)
+@dataclasses.dataclass(frozen=True)
+class Recipes:
+    """List the recipes with what they are for and what they reach."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        print(recipes.table())
+
+
+def _command(config: TrainConfig) -> Any:
+    """Type of the commands; the settings of `train` are those of `config` unless a flag changes them."""
+    return (
+        Annotated[Train, tyro.conf.subcommand("train", prefix_name=False, default=Train(config))]
+        | Annotated[Evaluate, tyro.conf.subcommand("evaluate", prefix_name=False)]
+        | Annotated[Generate, tyro.conf.subcommand("generate", prefix_name=False)]
+        | Annotated[Plot, tyro.conf.subcommand("plot", prefix_name=False)]
+        | Annotated[Recipes, tyro.conf.subcommand("recipes", prefix_name=False)]
+        | Annotated[Datasets, tyro.conf.subcommand("datasets", prefix_name=False)]
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,7 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         command = _parse(arguments)
-        _import_tensorflow_quietly()
+        if not isinstance(command, Recipes):
+            _import_tensorflow_quietly()
         command.run()
     except KeyboardInterrupt:
         return 130
@@ -143,10 +203,18 @@ def _import_tensorflow_quietly() -> None:
 
 def _parse(arguments: Sequence[str] | None) -> Any:
     """Parses the command line; a mistake becomes a ValueError, in place of the box that tyro prints."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    # The recipe decides the defaults of the other flags, so that it has to be known before they are parsed.
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--recipe", default="default")
+    try:
+        config = recipes.recipe(first.parse_known_args(words)[0].recipe)
+    except argparse.ArgumentError:
+        config = TrainConfig()
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
-            return tyro.cli(Command, prog="tfp-cvae", description=_DESCRIPTION, args=arguments)
+            return tyro.cli(_command(config), prog="tfp-cvae", description=_DESCRIPTION, args=words)
     except SystemExit as stop:
         if not stop.code:
             raise

@@ -11,7 +11,7 @@ from tfp_cvae import checks
 
 Binarization = Literal["dynamic", "threshold", "none"]
 Network = Literal["mlp", "residual", "conv"]
-Prior = Literal["standard", "label"]
+Prior = Literal["standard", "label", "flow"]
 Objective = Literal["elbo", "iwae"]
 LearningRateSchedule = Literal["cosine", "constant"]
 
@@ -49,7 +49,7 @@ class TrainConfig:
     depth: int | None = None
     """Hidden layers (mlp) or residual blocks (residual; conv: at each resolution)."""
     prior: Prior = "standard"
-    """p(z|y): the standard normal, or one normal learned for each label."""
+    """p(z|y): the standard normal, one normal learned for each label, or a normalizing flow that knows the label."""
 
     objective: Objective = "elbo"
     """Bound that is maximised."""
@@ -99,8 +99,12 @@ class TrainConfig:
         checks.number("seed", self.seed, 0, below=2**31)
         if self.kl_warmup_epochs > self.epochs:
             raise ValueError(f"kl_warmup_epochs: expected at most epochs, {self.epochs}, got {self.kl_warmup_epochs}")
-        if self.prior == "label" and not self.conditional:
-            raise ValueError("prior: expected standard for a model that is not conditional, got label")
+        if self.prior != "standard" and not self.conditional:
+            raise ValueError(f"prior: expected standard for a model that is not conditional, got {self.prior}")
+        if self.prior == "flow" and self.free_bits:
+            raise ValueError(f"free_bits: expected 0 with the prior flow, whose KL has no parts, got {self.free_bits}")
+        if self.prior == "flow" and self.latent_size < 2:
+            raise ValueError(f"latent_size: expected at least 2 with the prior flow, got {self.latent_size}")
         if self.objective == "iwae" and (self.kl_weight != 1 or self.kl_warmup_epochs or self.free_bits):
             raise ValueError(
                 "objective: expected elbo with kl_weight, kl_warmup_epochs or free_bits, got iwae, which has no KL "
@@ -137,3 +141,39 @@ class TrainConfig:
     def from_json(cls, text: str) -> "TrainConfig":
         """Inverse of `to_json`."""
         return cls.from_dict(json.loads(text))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How much an evaluation measures.
+
+    Raises:
+        TypeError: If a value is of the wrong kind.
+        ValueError: If a value is out of range.
+    """
+
+    num_importance_samples: int = 5000
+    """Importance samples K for each image."""
+    num_images: int | None = None
+    """Test images, a seeded choice; by default all."""
+    generated_per_class: int = 1000
+    """Generated images of each class that a classifier judges."""
+    num_classifier_images: int | None = None
+    """Training images of the classifiers; by default all."""
+    classifier_epochs: int = 6
+    """Passes of the classifiers over them."""
+    seed: int = 0
+    """Seed of importance samples, generated images and classifiers."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_importance_samples", "generated_per_class", "classifier_epochs"):
+            checks.integer(name, getattr(self, name), 1)
+        for name in ("num_images", "num_classifier_images"):
+            if getattr(self, name) is not None:
+                checks.integer(name, getattr(self, name), 2)
+        checks.number("seed", checks.integer("seed", self.seed, 0), 0, below=2**31)
+
+
+QUICK_EVALUATION = EvaluationConfig(
+    num_importance_samples=100, num_images=500, generated_per_class=100, num_classifier_images=10_000
+)

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tfp_cvae import checks, plotting
+from tfp_cvae import checks, plotting, recognition
 from tfp_cvae.atomic import write_atomically
 from tfp_cvae.data import Dataset
 from tfp_cvae.model import CVAE
@@ -17,6 +17,7 @@ from tfp_cvae.run import Run
 _DPI = 150
 _SAMPLES = 12
 _STYLES = 10
+_NEIGHBOURS = 8
 # Seeds from here on, so that the samples are others than those that were watched during training.
 _FIRST_SEED = 1000
 
@@ -33,14 +34,21 @@ def draw(run: Run, cvae: CVAE, dataset: Dataset | None = None) -> list[pathlib.P
         The files, of those of `lower_bound.png`, `generated_by_epoch.png`, `classes.png` and `styles.png` for which the
         run has what they show.
     """
-    folder = run.path / "figures"
-    folder.mkdir(exist_ok=True)
-    drawn = []
-    for name, figure in _figures(run, cvae, dataset):
-        path = folder / f"{name}.png"
-        write_atomically(path, functools.partial(figure.savefig, dpi=_DPI, bbox_inches="tight"))
-        drawn.append(path)
-    return drawn
+    return _write(run, _figures(run, cvae, dataset))
+
+
+def draw_evaluation(run: Run, dataset: Dataset) -> list[pathlib.Path]:
+    """Draws the figures of an evaluated run into `figures/`.
+
+    Args:
+        run: The run, with an `evaluation.json` of `evaluate_run`.
+        dataset: The data set of the evaluation.
+
+    Returns:
+        The files: `latent.png`, and for a model with classes `calibration.png`, `class_tables.png` and
+        `neighbours.png`.
+    """
+    return _write(run, _evaluation_figures(run, dataset))
 
 
 def save_samples(run: Run, label: str | None, count: int, seed: int, path: pathlib.Path) -> None:
@@ -69,6 +77,17 @@ def save_samples(run: Run, label: str | None, count: int, seed: int, path: pathl
     title = f"{run.config.dataset}{name}: seeds {seed} to {seed + count - 1}"
     figure = plotting.image_table(table, [""] * len(table), [], title=title)
     write_atomically(path, functools.partial(figure.savefig, dpi=_DPI, bbox_inches="tight"))
+
+
+def _write(run: Run, figures: Iterator[tuple[str, Figure]]) -> list[pathlib.Path]:
+    folder = run.path / "figures"
+    folder.mkdir(exist_ok=True)
+    drawn = []
+    for name, figure in figures:
+        path = folder / f"{name}.png"
+        write_atomically(path, functools.partial(figure.savefig, dpi=_DPI, bbox_inches="tight"))
+        drawn.append(path)
+    return drawn
 
 
 def _class_number(run: Run, label: str | None) -> int | None:
@@ -150,4 +169,38 @@ def _styles(run: Run, cvae: CVAE, dataset: Dataset) -> Figure:
         row_label="class" if cvae.num_classes else "",
         column_label="decoded as" if cvae.num_classes else "",
         gap_after=2,
+    )
+
+
+def _evaluation_figures(run: Run, dataset: Dataset) -> Iterator[tuple[str, Figure]]:
+    result = run.evaluation()
+    protocol = result["protocol"]
+    name = f"{protocol['dataset']}: {protocol['num_images']:,} test images {run.binarization_note()}"
+    latent = result["latent"]
+    yield "latent", plotting.latent(latent["variance_of_means"], latent["rate_per_dimension"], name)
+    if not run.class_names:
+        return
+    measured = result["calibration"]
+    surest = {float(share): accuracy for share, accuracy in measured["selective_accuracy"].items()}
+    samples = f"K = {protocol['num_importance_samples']:,}"
+    title = f"{name}; {samples}"
+    yield "calibration", plotting.calibration(measured["reliability"], surest, f"{title}: p(y|x) by Bayes' rule")
+    names = list(result["per_class"])
+    yield "class_tables", plotting.class_tables(measured["confusion"], result["label"]["elbo_by_label"], names, title)
+    yield "neighbours", _neighbours(run, dataset)
+
+
+def _neighbours(run: Run, dataset: Dataset) -> Figure:
+    """A generated image of each class beside the training images nearest to it."""
+    labels = np.arange(len(run.class_names))
+    images = run.model().generate(labels, _FIRST_SEED + labels).numpy()
+    _, index = recognition.nearest(images, dataset.train, _NEIGHBOURS)
+    neighbours = dataset.train.images[index] / np.float32(255)
+    return plotting.image_table(
+        np.concatenate([images[:, np.newaxis], neighbours], axis=1),
+        run.class_names,
+        ["sample", *(str(rank + 1) for rank in range(index.shape[1]))],
+        title=f"{run.config.dataset}: samples and their nearest training images",
+        row_label="class",
+        gap_after=1,
     )

@@ -19,25 +19,31 @@ from tensorflow_probability import distributions as tfd
 _UNIT_SCALE = math.log(math.expm1(1.0))
 
 
-class _SerializableDistributionLambda(tfp.layers.DistributionLambda):
+class SerializableDistributionLambda(tfp.layers.DistributionLambda):
     """`DistributionLambda` whose configuration is its event shape, and whose tensor value is the mean."""
 
-    def __init__(self, make_distribution_fn: Any, event_shape: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        make_distribution_fn: Any,
+        event_shape: Any,
+        convert_to_tensor_fn: Any = tfd.Distribution.mean,
+        **kwargs: Any,
+    ) -> None:
         self.event_shape = event_shape
-        super().__init__(make_distribution_fn, convert_to_tensor_fn=tfd.Distribution.mean, **kwargs)
+        super().__init__(make_distribution_fn, convert_to_tensor_fn=convert_to_tensor_fn, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         # The parent's configuration pickles its functions. The base layer's does not.
         return {**keras.layers.Layer.get_config(self), "event_shape": self.event_shape}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "_SerializableDistributionLambda":
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "SerializableDistributionLambda":
         del custom_objects
         return cls(**config)
 
 
 @keras.saving.register_keras_serializable("tfp_cvae")
-class MultivariateNormalDiag(_SerializableDistributionLambda):
+class MultivariateNormalDiag(SerializableDistributionLambda):
     """Turns parameters into N(loc, diag(scale)^2), as `tfd.MultivariateNormalDiag`.
 
     The parameters are `[loc, raw]` along the last axis, and `scale = softplus(raw + log(e - 1))`, so that `raw = 0` is
@@ -74,7 +80,7 @@ class MultivariateNormalDiag(_SerializableDistributionLambda):
 
 
 @keras.saving.register_keras_serializable("tfp_cvae")
-class IndependentBernoulli(_SerializableDistributionLambda):
+class IndependentBernoulli(SerializableDistributionLambda):
     """Turns logits into independent Bernoulli pixels, as `tfd.Independent(tfd.Bernoulli)`.
 
     Args:

@@ -11,8 +11,9 @@ import tensorflow as tf
 import tf_keras as keras
 from tensorflow_probability import distributions as tfd
 
-from tfp_cvae import checks
+from tfp_cvae import checks, edge
 from tfp_cvae.atomic import write_atomically
+from tfp_cvae.flows import CouplingFlow
 from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag
 
 _KERAS_FORMAT_ONLY = "expected a name that ends in .keras, the format that keras.models.load_model reads again"
@@ -68,7 +69,8 @@ class CVAE(keras.Model):
     Args:
         encoder: Functional Keras model from `image` or `[image, one_hot]` to a `MultivariateNormalDiag` layer.
         decoder: Functional Keras model from `latent` or `[latent, one_hot]` to an `IndependentBernoulli` layer.
-        prior: Functional Keras model from `one_hot` to a `MultivariateNormalDiag` layer, or None for N(0, I).
+        prior: Functional Keras model from `one_hot` to a `MultivariateNormalDiag` or `CouplingFlow` layer, or None for
+            N(0, I).
         num_samples: Latent samples K for each image, >= 1.
         seed: Seed of the latent samples, in [0, 2**31).
         **kwargs: Of `keras.Model`.
@@ -93,10 +95,10 @@ class CVAE(keras.Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.image_shape, encoder_classes, posterior_size = _checked_network(
+        self.image_shape, encoder_classes, posterior_size = edge.checked_network(
             "encoder", encoder, "image", MultivariateNormalDiag
         )
-        (self.latent_size,), decoder_classes, decoded_shape = _checked_network(
+        (self.latent_size,), decoder_classes, decoded_shape = edge.checked_network(
             "decoder", decoder, "latent", IndependentBernoulli
         )
         self.num_classes = decoder_classes or encoder_classes
@@ -106,7 +108,9 @@ class CVAE(keras.Model):
             ("encoder: number of classes", encoder_classes or self.num_classes, self.num_classes),
         ]
         if prior is not None:
-            (prior_classes,), _, prior_size = _checked_network("prior", prior, "one_hot", MultivariateNormalDiag)
+            (prior_classes,), _, prior_size = edge.checked_network(
+                "prior", prior, "one_hot", MultivariateNormalDiag, CouplingFlow
+            )
             fits += [
                 ("prior: number of classes", prior_classes, self.num_classes),
                 ("prior: latent size", prior_size, self.latent_size),
@@ -152,7 +156,8 @@ class CVAE(keras.Model):
             one_hot: `[batch, num_classes]` float32; may be None if the prior does not depend on it.
 
         Returns:
-            `tfd.MultivariateNormalDiag`, event shape `[latent_size]`; batch shape `[batch]`, or `[]` for N(0, I).
+            `tfd.MultivariateNormalDiag`, or what else the prior network returns: event shape `[latent_size]`; batch
+            shape `[batch]`, or `[]` for N(0, I).
         """
         if self.prior_network is None:
             return tfd.MultivariateNormalDiag(loc=tf.zeros([self.latent_size]))
@@ -217,8 +222,8 @@ class CVAE(keras.Model):
             ValueError: If a label does not exist, or label and seed differ in number.
         """
         one_hot, seed = self._checked_rows(label, seed)
-        prior = self.prior(one_hot)
-        latent = prior.mean() + prior.stddev() * standard_normal(seed, [self.latent_size])
+        # Each prior is the image of N(0, I): under a location and scale, or under a flow.
+        latent = self.prior(one_hot).bijector.forward(standard_normal(seed, [self.latent_size]))
         return self.likelihood(latent, one_hot).mean()
 
     def reconstruct(self, image: Any, label: Any = None, seed: Any = None) -> tf.Tensor:
@@ -244,6 +249,37 @@ class CVAE(keras.Model):
         if seed is not None:
             latent += posterior.stddev() * standard_normal(seeds, [self.latent_size])
         return self.likelihood(latent, one_hot).mean()
+
+    def one_hot(self, label: Any, count: int) -> tf.Tensor | None:
+        """One-hot rows for the networks.
+
+        Args:
+            label: Class of each image, integer or `[count]` integers in [0, num_classes); None without classes.
+            count: Number of images.
+
+        Returns:
+            `[count, num_classes]` float32; None without classes.
+
+        Raises:
+            TypeError: If label is not an integer.
+            ValueError: If a label does not exist, or there are not as many as images.
+        """
+        if (label is None) != (self.num_classes == 0):
+            expected = f"0 to {self.num_classes - 1}" if self.num_classes else "None, as the model has no classes"
+            raise ValueError(f"label: expected {expected}, got {label}")
+        if label is None:
+            return None
+        labels = checks.integers("label", label)
+        if labels.shape not in ((), (count,)):
+            raise ValueError(f"label: expected one for each of {count} images, got {len(labels)}")
+        checks.labels("label", labels, self.num_classes)
+        return tf.one_hot(np.broadcast_to(labels, count), self.num_classes)
+
+    def image_seed(self, image: tf.Tensor) -> tf.Tensor:
+        """Seed for the latent samples of an image: a hash of its pixels, `[batch]` int32."""
+        # Any fixed random integers do, as the sum wraps and is exact.
+        pixels = tf.cast(tf.round(255 * tf.reshape(image, [-1, self._hash.size])), tf.int32)
+        return tf.reduce_sum(pixels * self._hash, axis=-1)
 
     def fit(
         self,
@@ -272,13 +308,13 @@ class CVAE(keras.Model):
             ValueError: If an array is not finite, out of range or of the wrong shape.
         """
         self._check_arrays(x, y)
-        x = _checked_dataset(x)
+        x = edge.checked_dataset(x)
         validation = kwargs.get("validation_data")
         if isinstance(validation, (tuple, list)):
             self._check_arrays(*validation[:2])
         elif validation is not None:
-            kwargs["validation_data"] = _checked_dataset(validation)
-        _check_callbacks(callbacks)
+            kwargs["validation_data"] = edge.checked_dataset(validation)
+        edge.check_callbacks(callbacks)
         return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
@@ -286,8 +322,8 @@ class CVAE(keras.Model):
         # `fit` validates through this method too, with what it has checked itself.
         if "_use_cached_eval_dataset" not in kwargs:
             self._check_arrays(x, y)
-            x = _checked_dataset(x)
-            _check_callbacks(callbacks)
+            x = edge.checked_dataset(x)
+            edge.check_callbacks(callbacks)
         return super().evaluate(x, y, *args, callbacks=callbacks, **kwargs)
 
     def predict_step(self, data: Any) -> tf.Tensor:
@@ -299,7 +335,7 @@ class CVAE(keras.Model):
     def predict(self, x: Any, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
         """Reconstructs images at the posterior mean, as `reconstruct`, after the checks of `fit`."""
         self._check_inputs(x)
-        _check_callbacks(callbacks)
+        edge.check_callbacks(callbacks)
         return super().predict(x, *args, callbacks=callbacks, **kwargs)
 
     def save(self, filepath: Any, overwrite: bool = True, save_format: str | None = None, **kwargs: Any) -> None:
@@ -330,9 +366,7 @@ class CVAE(keras.Model):
 
     def _sample(self, posterior: tfd.Distribution, image: tf.Tensor, training: bool) -> tf.Tensor:
         """Latent samples z_k ~ q(z|x,y), reparameterised, `[num_samples, batch, latent_size]`."""
-        # A hash of the pixels: any fixed random integers do, as the sum wraps and is exact.
-        pixels = tf.cast(tf.round(255 * tf.reshape(image, [-1, self._hash.size])), tf.int32)
-        fingerprint = tf.reduce_sum(pixels * self._hash, axis=-1)
+        fingerprint = self.image_seed(image)
         if training:
             # One seed for each step; the images in it tell the replicas of a distribution strategy apart.
             self.step.assign_add(1)
@@ -381,21 +415,13 @@ class CVAE(keras.Model):
 
     def _checked_rows(self, label: Any, seed: Any, size: int | None = None) -> tuple[tf.Tensor | None, np.ndarray]:
         """One-hot labels and seeds, one for each image."""
-        if (label is None) != (self.num_classes == 0):
-            expected = f"0 to {self.num_classes - 1}" if self.num_classes else "None, as the model has no classes"
-            raise ValueError(f"label: expected {expected}, got {label}")
-        labels = None if label is None else checks.integers("label", label)
         seeds = checks.integers("seed", seed)
-        sizes = {len(array) for array in (labels, seeds) if array is not None and array.ndim}
-        sizes |= set() if size is None else {size}
+        given = [np.shape(array) for array in (label, seeds) if array is not None]
+        sizes = {shape[0] for shape in given if shape} | (set() if size is None else {size})
         if len(sizes) > 1:
             raise ValueError(f"label, seed: expected one of each for each image, got {sorted(sizes)} in number")
         count = sizes.pop() if sizes else 1
-        seeds = seeds if seeds.ndim else seeds + np.arange(count)
-        if labels is None:
-            return None, seeds
-        checks.labels("label", labels, self.num_classes)
-        return tf.one_hot(np.broadcast_to(labels, count), self.num_classes), seeds
+        return self.one_hot(label, count), (seeds if seeds.ndim else seeds + np.arange(count))
 
     def get_config(self) -> dict[str, Any]:
         serialize = keras.saving.serialize_keras_object
@@ -436,49 +462,5 @@ def standard_normal(seed: tf.Tensor, shape: Sequence[int], stream: int = 0) -> t
     return tf.map_fn(one, tf.cast(seed, tf.int64), fn_output_signature=tf.TensorSpec(shape, tf.float32))
 
 
-def _checked_network(name: str, network: Any, first: str, output: Any) -> tuple[tuple[int, ...], int, Any]:
-    """Shape of the first input without the batch, width of the one-hot input or 0, and event shape of the output."""
-    if not isinstance(network, keras.Model) or not getattr(network, "inputs", None):
-        raise TypeError(
-            f"{name}: expected a functional Keras model (tf_keras.Model(inputs, outputs)) with the inputs {first} or "
-            f"[{first}, one_hot], got {type(network).__module__}.{type(network).__name__}"
-        )
-    last = network.layers[-1]
-    if not isinstance(last, output):
-        raise TypeError(f"{name}: expected an output of the layer {output.__name__}, got {type(last).__name__}")
-    shapes = [tuple(tensor.shape[1:]) for tensor in network.inputs]
-    if len(shapes) > 2 or None in shapes[0] or (len(shapes) == 2 and len(shapes[1]) != 1):
-        raise ValueError(f"{name}: expected the inputs {first} or [{first}, one_hot] of known shape, got {shapes}")
-    return shapes[0], (shapes[1][0] if len(shapes) == 2 else 0), last.event_shape
-
-
 def _network_inputs(network: keras.Model, tensor: tf.Tensor, one_hot: tf.Tensor | None) -> Any:
     return [tensor, one_hot] if len(network.inputs) == 2 else tensor
-
-
-def _checked_dataset(data: Any) -> Any:
-    """A `tf.data.Dataset` that stops with an error at an input that is not in [0, 1]; anything else as it is."""
-    if not isinstance(data, tf.data.Dataset):
-        return data
-
-    def check(x: Any, *rest: Any) -> Any:
-        assertions = []
-        for name, tensor in zip(("image", "one_hot"), tf.nest.flatten(x), strict=False):
-            hint = "divide grey values by 255, or binarize them" if name == "image" else "give one-hot rows"
-            # Written so that NaN fails it.
-            holds = tf.reduce_all((tensor >= 0) & (tensor <= 1))
-            assertions.append(tf.debugging.Assert(holds, [f"{name}: expected values in [0, 1]; {hint}. Got:", tensor]))
-        with tf.control_dependencies(assertions):
-            return tf.nest.map_structure(tf.identity, (x, *rest))
-
-    return data.map(check)
-
-
-def _check_callbacks(callbacks: Any) -> None:
-    for callback in callbacks if isinstance(callbacks, (tuple, list)) else (callbacks,):
-        if not isinstance(callback, (keras.callbacks.Callback, keras.callbacks.CallbackList, type(None))):
-            kind = type(callback)
-            raise TypeError(
-                f"callbacks: expected callbacks of tf_keras, got {kind.__module__}.{kind.__name__}; "
-                f"tf.keras is Keras 3 here, so use tf_keras.callbacks.{kind.__name__}"
-            )

@@ -29,7 +29,7 @@ def mlp(image_shape: tuple[int, ...], num_classes: int, latent_size: int, width:
     def hidden(tensor: tf.Tensor, one_hot: tf.Tensor | None) -> tf.Tensor:
         for _ in range(depth):
             tensor = keras.layers.Dense(width, use_bias=one_hot is None)(tensor)
-            tensor = keras.layers.Activation("silu")(_add_label(tensor, one_hot))
+            tensor = keras.layers.Activation("silu")(add_label(tensor, one_hot))
         return tensor
 
     return _dense_networks(hidden, image_shape, num_classes, latent_size)
@@ -43,11 +43,11 @@ def residual(image_shape: tuple[int, ...], num_classes: int, latent_size: int, w
     """
 
     def hidden(tensor: tf.Tensor, one_hot: tf.Tensor | None) -> tf.Tensor:
-        tensor = _add_label(keras.layers.Dense(width)(tensor), one_hot)
+        tensor = add_label(keras.layers.Dense(width)(tensor), one_hot)
         for _ in range(depth):
             branch = keras.layers.LayerNormalization()(tensor)
             branch = keras.layers.Activation("silu")(branch)
-            branch = _add_label(keras.layers.Dense(width, kernel_initializer="he_normal")(branch), one_hot)
+            branch = add_label(keras.layers.Dense(width, kernel_initializer="he_normal")(branch), one_hot)
             branch = keras.layers.Activation("silu")(branch)
             branch = keras.layers.Dense(width, kernel_initializer="zeros")(branch)
             tensor = keras.layers.Add()([tensor, branch])
@@ -68,7 +68,7 @@ def conv(image_shape: tuple[int, ...], num_classes: int, latent_size: int, width
 
     image, one_hot = keras.Input(image_shape, name="image"), _one_hot_input(num_classes)
     tensor = _convolution(width, 5, strides=2)(image)
-    tensor = _add_label(tensor, one_hot)
+    tensor = add_label(tensor, one_hot)
     tensor = _residual_blocks(tensor, width, depth)
     tensor = _convolution(2 * width, 3, strides=2)(tensor)
     tensor = _residual_blocks(tensor, 2 * width, depth)
@@ -85,7 +85,7 @@ def conv(image_shape: tuple[int, ...], num_classes: int, latent_size: int, width
     tensor = keras.layers.Reshape((*quarter, 2 * width))(tensor)
     tensor = _residual_blocks(tensor, 2 * width, depth)
     tensor = _upsample(tensor, width, 3, half)
-    tensor = _add_label(tensor, one_hot)
+    tensor = add_label(tensor, one_hot)
     tensor = _residual_blocks(tensor, width, depth)
     tensor = _upsample(keras.layers.Activation("silu")(tensor), channels, 5, (height, width_))
     return Networks(encoder, _decoder(latent, one_hot, tensor, image_shape))
@@ -138,7 +138,7 @@ def _convolution(filters: int, size: int, **kwargs: object) -> keras.layers.Laye
     return keras.layers.Conv2D(filters, size, padding="same", **kwargs)
 
 
-def _add_label(tensor: tf.Tensor, one_hot: tf.Tensor | None) -> tf.Tensor:
+def add_label(tensor: tf.Tensor, one_hot: tf.Tensor | None) -> tf.Tensor:
     """Adds a learned bias for each class to the last axis, drawn as large as the activations it is added to.
 
     A label that is merely joined to many inputs starts out so weak that the latent learns to carry the class, and then

@@ -107,3 +107,96 @@ def _show(axes: Axes, canvas: np.ndarray) -> None:
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def calibration(reliability: np.ndarray, selective_accuracy: Mapping[float, float], title: str) -> Figure:
+    """Reliability diagram, and accuracy on the images that are classified with the greatest confidence.
+
+    Args:
+        reliability: Mean confidence, accuracy and number of images of each bin, `[bins, 3]`.
+        selective_accuracy: Accuracy by the share of the images that is classified.
+        title: Title of the figure.
+    """
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    confidence, accuracy, count = np.asarray(reliability).T
+    left.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="calibrated")
+    left.plot(confidence, accuracy, color="C0", marker="o", label="model")
+    for x, y, number in zip(confidence, accuracy, count, strict=True):
+        left.annotate(f"{number:,.0f}", (x, y), textcoords="offset points", xytext=(6, -12), fontsize=_FONT_SIZE - 4)
+    left.set(xlim=(0, 1.08), ylim=(0, 1.05))
+    left.set_xlabel("confidence, max over y of p(y|x)", fontsize=_FONT_SIZE)
+    left.set_ylabel("accuracy", fontsize=_FONT_SIZE)
+    left.set_title("Reliability (number of images at each point)", fontsize=_FONT_SIZE)
+    left.legend(fontsize=_FONT_SIZE, frameon=False, loc="upper left")
+    share, error = np.array(sorted(selective_accuracy.items())).T
+    right.plot(100 * share, 100 * (1 - error), color="C2", marker="o")
+    right.set_ylim(bottom=0)
+    right.set_xlabel("share of the images that is classified, the surest first (%)", fontsize=_FONT_SIZE)
+    right.set_ylabel("error (%)", fontsize=_FONT_SIZE)
+    right.set_title("Selective classification", fontsize=_FONT_SIZE)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.tick_params(labelsize=_FONT_SIZE)
+    figure.suptitle(title, fontsize=_FONT_SIZE + 2)
+    return figure
+
+
+def class_tables(confusion: np.ndarray, elbo_by_label: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
+    """Confusion matrix, and the bound of each class under each label.
+
+    Args:
+        confusion: Number of images by true class (row) and class found (column), `[c, c]`.
+        elbo_by_label: Mean ELBO by true class (row) and label given (column), `[c, c]`, nats per image.
+        class_names: Names of the classes.
+        title: Title of the figure.
+    """
+    side = min(12.0, 2.5 + 0.42 * len(class_names))
+    figure = Figure(figsize=(2 * side + 1, side), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    confusion, elbo_by_label = np.asarray(confusion), np.asarray(elbo_by_label)
+    # The errors are what one wants to see: the right ones would take the whole scale.
+    errors = np.where(np.eye(len(confusion), dtype=bool), 0, confusion)
+    left.imshow(errors, cmap="Reds", vmax=2 * max(1, errors.max()))
+    if len(class_names) <= 20:
+        for row, column in np.argwhere(confusion):
+            left.text(column, row, confusion[row, column], ha="center", va="center", fontsize=_FONT_SIZE - 4)
+    left.set_xlabel("class found", fontsize=_FONT_SIZE)
+    left.set_title("Confusion (images; errors in red)", fontsize=_FONT_SIZE)
+    shown = right.imshow(elbo_by_label, cmap="viridis")
+    figure.colorbar(shown, ax=right, shrink=0.85)
+    right.set_xlabel("label given", fontsize=_FONT_SIZE)
+    right.set_title("Mean ELBO (nats per image)", fontsize=_FONT_SIZE)
+    for axes in (left, right):
+        axes.set_ylabel("true class", fontsize=_FONT_SIZE)
+        if len(class_names) <= 40:
+            rotation = 90 if max(map(len, class_names)) > 3 else 0
+            axes.set_xticks(range(len(class_names)), class_names, rotation=rotation, fontsize=_FONT_SIZE - 3)
+            axes.set_yticks(range(len(class_names)), class_names, fontsize=_FONT_SIZE - 3)
+    figure.suptitle(title, fontsize=_FONT_SIZE + 2)
+    return figure
+
+
+def latent(variance_of_means: np.ndarray, rate_per_dimension: np.ndarray | None, title: str) -> Figure:
+    """How much each latent dimension is used, the most used first.
+
+    Args:
+        variance_of_means: Var_x(E_q[z_j|x,y]), `[latent_size]`.
+        rate_per_dimension: Mean KL of each dimension in nats, `[latent_size]`, or None.
+        title: Title of the figure.
+    """
+    panels = [(np.asarray(variance_of_means), "Variance of the posterior mean", 0.01)]
+    if rate_per_dimension is not None:
+        panels.append((np.asarray(rate_per_dimension), "Rate (nats per image)", None))
+    figure = Figure(figsize=(6 * len(panels), 4.2), layout="constrained")
+    for axes, (values, name, active) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        axes.bar(np.arange(1, len(values) + 1), np.sort(values)[::-1], color="C0", width=0.8)
+        if active is not None:
+            axes.axhline(active, color="C2", linestyle="--", label="above it: active")
+            axes.set_yscale("log")
+            axes.legend(fontsize=_FONT_SIZE, frameon=False)
+        axes.set_xlabel("latent dimension, in order of the value", fontsize=_FONT_SIZE)
+        axes.set_title(name, fontsize=_FONT_SIZE)
+        axes.tick_params(labelsize=_FONT_SIZE)
+    figure.suptitle(title, fontsize=_FONT_SIZE + 2)
+    return figure

@@ -1,22 +1,28 @@
-"""Are generated images recognised? A classifier that is trained on real images judges them."""
+"""What generated images are worth: does a classifier recognise them, learn from them, and are they new?"""
 
 import numpy as np
 import tf_keras as keras
+from sklearn.neighbors import NearestNeighbors
 
-from tfp_cvae.data import Dataset
+from tfp_cvae.data import Split
 from tfp_cvae.model import CVAE
 
 _BATCH_SIZE = 128
+_GENERATED_AT_ONCE = 500
 
 
-def train_classifier(dataset: Dataset, *, epochs: int = 6, seed: int = 0, verbose: int = 0) -> keras.Model:
-    """Trains a small convolutional classifier on the real, grey training images. It never sees a generated one.
+def train_classifier(
+    images: np.ndarray, labels: np.ndarray, num_classes: int, *, epochs: int = 6, seed: int = 0, verbose: int = 0
+) -> keras.Model:
+    """Trains a small convolutional classifier.
 
     Sets the global seed of Keras.
 
     Args:
-        dataset: The data set.
-        epochs: Passes over the training images.
+        images: `[n, height, width, channels]` float32, grey, in [0, 1].
+        labels: `[n]` integer, in [0, num_classes).
+        num_classes: Number of classes.
+        epochs: Passes over the images.
         seed: Seed of weights, order and dropout.
         verbose: As for `fit`.
 
@@ -26,17 +32,16 @@ def train_classifier(dataset: Dataset, *, epochs: int = 6, seed: int = 0, verbos
     keras.utils.set_random_seed(seed)
     classifier = keras.Sequential(
         [
-            keras.Input(dataset.image_shape),
+            keras.Input(images.shape[1:]),
             keras.layers.Conv2D(32, 5, strides=2, padding="same", activation="relu"),
             keras.layers.Conv2D(64, 3, strides=2, padding="same", activation="relu"),
             keras.layers.Flatten(),
             keras.layers.Dropout(0.3),
             keras.layers.Dense(128, activation="relu"),
             keras.layers.Dropout(0.3),
-            keras.layers.Dense(dataset.num_classes),
+            keras.layers.Dense(num_classes),
         ]
     )
-    images, labels = dataset.train.binarized("none"), dataset.train.labels
     steps = epochs * -(-len(images) // _BATCH_SIZE)
     classifier.compile(
         keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(2e-3, steps)),
@@ -47,27 +52,54 @@ def train_classifier(dataset: Dataset, *, epochs: int = 6, seed: int = 0, verbos
     return classifier
 
 
-def accuracy(classifier: keras.Model, images: np.ndarray, labels: np.ndarray | int) -> float:
-    """Fraction of images `[n, height, width, channels]` in [0, 1] whose class the classifier finds."""
+def correct(classifier: keras.Model, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Whether the classifier finds the class of each image: `[n]` bool for `[n, height, width, channels]` in [0, 1]."""
     logits = classifier.predict(images, batch_size=_BATCH_SIZE, verbose=0)
-    return float(np.mean(np.argmax(logits, axis=-1) == labels))
+    return np.argmax(logits, axis=-1) == labels
 
 
 def recognised(classifier: keras.Model, cvae: CVAE, *, count: int = 1000, seed: int = 0) -> np.ndarray:
-    """Fraction of generated images of each class that the classifier takes for that class.
+    """Whether the classifier takes generated images of each class for that class.
 
     Args:
-        classifier: Of `train_classifier`, for the same classes.
+        classifier: Of `train_classifier` on real images of the same classes.
         cvae: The model.
         count: Images to generate for each class.
         seed: Seed of the first image; the others follow it, through all classes.
 
     Returns:
-        `[num_classes]` float64 in [0, 1].
+        `[num_classes, count]` bool.
     """
-    return np.array(
-        [
-            accuracy(classifier, cvae.generate(np.full(count, label), seed + label * count).numpy(), label)
-            for label in range(cvae.num_classes)
-        ]
-    )
+    labels = np.repeat(np.arange(cvae.num_classes), count)
+    return correct(classifier, generated(cvae, labels, seed), labels).reshape(cvae.num_classes, count)
+
+
+def generated(cvae: CVAE, labels: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Generates many images in batches: pixel probabilities, `[n, height, width, channels]` float32.
+
+    Args:
+        cvae: A model with classes.
+        labels: Class of each image, `[n]` integer.
+        seed: Seed of the first image; the others follow it.
+    """
+    parts = [
+        cvae.generate(labels[start : start + _GENERATED_AT_ONCE], seed + start).numpy()
+        for start in range(0, len(labels), _GENERATED_AT_ONCE)
+    ]
+    return np.concatenate(parts)
+
+
+def nearest(images: np.ndarray, train: Split, count: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Nearest training images, by the Euclidean distance of grey pixels.
+
+    Args:
+        images: `[n, height, width, channels]` float, in [0, 1].
+        train: The training split.
+        count: Neighbours of each image.
+
+    Returns:
+        Distances `[n, count]`, ascending, and indices `[n, count]` into `train`.
+    """
+    flat = train.images.reshape(len(train), -1) / np.float32(255)
+    search = NearestNeighbors(n_neighbors=min(count, len(train)), algorithm="brute").fit(flat)
+    return search.kneighbors(images.reshape(len(images), -1))

@@ -17,7 +17,6 @@ import tf_keras as keras
 from tfp_cvae.atomic import write_atomically
 from tfp_cvae.config import TrainConfig
 from tfp_cvae.data import HELD_OUT_SEED, Dataset
-from tfp_cvae.evaluation import Bound
 from tfp_cvae.model import CVAE
 
 _BOUND = ("elbo", "rate", "distortion", "iwae")
@@ -158,20 +157,14 @@ class Run:
             f"model:   {self.path / 'model.keras'}"
         )
 
-    def write_evaluation(self, bound: Bound) -> None:
-        """Writes `evaluation.json`."""
-        content = {key: value for key, value in dataclasses.asdict(bound).items() if value is not None}
-        protocol = {
-            "unit": "nats per image",
-            "split": "test",
-            "num_images": content.pop("num_images"),
-            "num_samples": content.pop("num_samples"),
-            "binarization": self.config.binarization,
-            "binarization_seed": HELD_OUT_SEED,
-            "comparable": self.config.binarization != "none",
-            "versions": self.versions,
-        }
-        text = json.dumps({**content, "protocol": protocol}, indent=2)
+    def write_evaluation(self, result: Mapping[str, Any]) -> None:
+        """Writes `evaluation.json`.
+
+        Args:
+            result: What was measured, by name, and `protocol`, to which the versions are added.
+        """
+        content = {**result, "protocol": {**result["protocol"], "versions": _versions()}}
+        text = json.dumps(content, indent=2, allow_nan=False)
         write_atomically(self.path / "evaluation.json", lambda file: file.write_text(text + "\n"))
 
     def evaluation(self) -> dict[str, Any]:

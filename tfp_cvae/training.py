@@ -12,11 +12,11 @@ import tensorflow as tf
 import tf_keras as keras
 
 from tfp_cvae import figures
+from tfp_cvae.bounds import evaluate_bound
 from tfp_cvae.build import build_cvae
 from tfp_cvae.callbacks import HistoryCSV, ImageGrid, KLWarmUp, SwapEMAWeights
 from tfp_cvae.config import TrainConfig
-from tfp_cvae.data import Dataset, Split
-from tfp_cvae.evaluation import evaluate_bound
+from tfp_cvae.data import HELD_OUT_SEED, Dataset, Split
 from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate
 from tfp_cvae.model import CVAE
 from tfp_cvae.run import Run
@@ -87,7 +87,18 @@ def train(
             "became NaN in the first epoch; lower it"
         )
     best = run.model()
-    run.write_evaluation(evaluate_bound(best, held_out_batches(dataset.test, config)))
+    bound = evaluate_bound(best, held_out_batches(dataset.test, config))
+    protocol = {
+        "unit": "nats per image",
+        "dataset": config.dataset,
+        "split": "test",
+        "num_images": bound.num_images,
+        "num_samples": bound.num_samples,
+        "binarization": config.binarization,
+        "binarization_seed": HELD_OUT_SEED,
+        "comparable": config.binarization != "none",
+    }
+    run.write_evaluation({**bound.to_dict(), "protocol": protocol})
     figures.draw(run, best, dataset)
     return run
 

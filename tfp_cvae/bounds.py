@@ -1,0 +1,84 @@
+"""The bound of a model on held-out images, and estimates with their standard error."""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfp_cvae import objectives
+from tfp_cvae.model import CVAE
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Mean over images and its standard error.
+
+    Attributes:
+        mean: Mean.
+        standard_error: Standard deviation over the images divided by the square root of their number.
+    """
+
+    mean: float
+    standard_error: float
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Estimate":
+        """Estimate of the mean of independent values `[n]`, n >= 1."""
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+        return cls(float(np.mean(values, dtype=np.float64)), spread / math.sqrt(len(values)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """Lower bound on held-out images, in nats per image.
+
+    Attributes:
+        elbo: ELBO, -distortion - rate; the expectation is the mean over the latent samples.
+        rate: KL(q(z|x,y) || p(z|y)).
+        distortion: -E_q[log p(x|z,y)].
+        iwae: Importance-weighted bound with the K samples; None with one sample, where it is another ELBO.
+        num_images: Number n of images.
+        num_samples: Latent samples K for each image.
+    """
+
+    elbo: Estimate
+    rate: Estimate
+    distortion: Estimate
+    iwae: Estimate | None
+    num_images: int
+    num_samples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The estimates as a plain dictionary for JSON."""
+        return {name: dataclasses.asdict(value) for name, value in vars(self).items() if isinstance(value, Estimate)}
+
+
+def evaluate_bound(cvae: CVAE, batches: Iterable[Any]) -> Bound:
+    """Measures ELBO, rate, distortion and IWAE bound, with the model's own number of latent samples.
+
+    Args:
+        cvae: The model.
+        batches: Batches `((image, one_hot), image)` or `(image, image)`, as of `Split.batches`.
+
+    Returns:
+        The bound, with standard errors over the images. It does not depend on how the images are batched.
+    """
+
+    @tf.function
+    def terms(inputs: Any, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        output = cvae(inputs, training=False)
+        return objectives.rate(output), objectives.distortion(image, output), objectives.iwae(image, output)
+
+    parts = [[part.numpy() for part in terms(*batch)] for batch in batches]
+    rate, distortion, iwae = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Bound(
+        elbo=Estimate.of(-distortion - rate),
+        rate=Estimate.of(rate),
+        distortion=Estimate.of(distortion),
+        iwae=Estimate.of(iwae) if cvae.num_samples > 1 else None,
+        num_images=len(rate),
+        num_samples=cvae.num_samples,
+    )

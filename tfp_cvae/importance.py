@@ -1,0 +1,198 @@
+"""Importance sampling of log p(x|y), streamed: the memory it needs does not grow with the number of samples.
+
+With z_1, ..., z_K drawn from q(z|x,y) and the weights w_k = p(x|z_k,y) p(z_k|y) / q(z_k|x,y),
+
+    log p(x|y)  >=  log 1/K sum_k w_k  in expectation, and tends to it as K grows (Burda et al. 2015, theorem 1)
+    effective sample size  =  (sum_k w_k)^2 / sum_k w_k^2,  between 1 and K (Kong 1992)
+
+The sums run over blocks of samples and are kept relative to the largest weight so far, so that none overflows.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+from tensorflow_probability import distributions as tfd
+
+from tfp_cvae import checks, objectives
+from tfp_cvae.model import CVAE, CVAEOutput, standard_normal
+
+# Samples drawn at once. A sample is a function of the image, the seed and its block, so this is part of the protocol.
+SAMPLES_PER_BLOCK = 100
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImportanceEstimate:
+    """Estimates for n images, each under one label.
+
+    Attributes:
+        log_likelihood: Importance-weighted estimate of log p(x|y), `[n]` float64, nats.
+        effective_sample_size: `[n]` float64, in [1, num_samples].
+        rate: KL(q(z|x,y) || p(z|y)), `[n]` float64, nats.
+        distortion: -1/K sum_k log p(x|z_k,y), `[n]` float64, nats.
+        num_samples: K.
+    """
+
+    log_likelihood: np.ndarray
+    effective_sample_size: np.ndarray
+    rate: np.ndarray
+    distortion: np.ndarray
+    num_samples: int
+
+    @property
+    def elbo(self) -> np.ndarray:
+        """Evidence lower bound -distortion - rate, `[n]` float64, nats."""
+        return -self.distortion - self.rate
+
+
+def importance_estimate(
+    cvae: CVAE,
+    image: np.ndarray,
+    label: np.ndarray | None = None,
+    *,
+    num_samples: int = 5000,
+    seed: int = 0,
+    batch_size: int = 1000,
+    jit_compile: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> ImportanceEstimate:
+    """Estimates log p(x|y) by importance sampling from q(z|x,y).
+
+    Args:
+        cvae: The model.
+        image: `[n, height, width, channels]` float, in [0, 1]; {0, 1} for nats that can be compared.
+        label: `[n]` integer, in [0, num_classes); None without classes.
+        num_samples: Importance samples K for each image, >= 1.
+        seed: Seed of the samples, in [0, 2**31). The result does not depend on how images are batched.
+        batch_size: Latents decoded at once, rounded to whole blocks of `SAMPLES_PER_BLOCK`.
+        jit_compile: Whether to compile with XLA, which makes dense networks faster and convolutions slower.
+        progress: Called with the number of latents weighed since its last call.
+
+    Returns:
+        The estimates, in the order of the images.
+
+    Raises:
+        TypeError: If a value is of the wrong kind.
+        ValueError: If a value or shape is out of range.
+    """
+    image = np.asarray(image, np.float32)
+    checks.unit_interval("image", image, cvae.image_shape)
+    checks.integer("num_samples", num_samples, 1)
+    checks.integer("batch_size", batch_size, 1)
+    checks.number("seed", checks.integer("seed", seed, 0), 0, below=2**31)
+    one_hot = cvae.one_hot(label, len(image))
+    group = max(1, round(batch_size / SAMPLES_PER_BLOCK))
+
+    @tf.function(jit_compile=jit_compile, autograph=False)
+    def estimate(image: tf.Tensor, one_hot: tf.Tensor | None, image_seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return _estimate(cvae, image, one_hot, image_seed, num_samples, seed)
+
+    parts = []
+    for start in range(0, len(image), group):
+        # Always full groups, so that the function is traced once and each image has the same products.
+        rows = np.minimum(np.arange(start, start + group), len(image) - 1)
+        images = tf.constant(image[rows])
+        one_hots = None if one_hot is None else tf.gather(one_hot, rows)
+        found = estimate(images, one_hots, cvae.image_seed(images))
+        kept = min(group, len(image) - start)
+        parts.append([np.asarray(part, np.float64)[:kept] for part in found])
+        if progress is not None:
+            progress(kept * num_samples)
+    log_likelihood, effective_sample_size, rate, distortion = (
+        np.concatenate(part) for part in zip(*parts, strict=True)
+    )
+    return ImportanceEstimate(log_likelihood, effective_sample_size, rate, distortion, num_samples)
+
+
+def products_per_second(
+    cvae: CVAE, *, batch_size: int = 1000, jit_compile: bool = False, seconds: float = 1.0
+) -> float:
+    """Latents a second that the matrix products and convolutions of decoder and prior alone would allow.
+
+    Args:
+        cvae: The model.
+        batch_size: Latents decoded at once.
+        jit_compile: Whether to compile with XLA.
+        seconds: Time to measure for.
+    """
+    networks = [cvae.decoder, *([cvae.prior_network] if cvae.prior_network else [])]
+    found = [layer for network in networks for layer in network.submodules if hasattr(layer, "kernel")]
+    inputs = [tf.random.stateless_normal([batch_size, *layer.input_shape[1:]], seed=[0, 0]) for layer in found]
+    bare = [type(layer).from_config({**layer.get_config(), "activation": None, "use_bias": False}) for layer in found]
+
+    @tf.function(jit_compile=jit_compile, autograph=False)
+    def products(inputs: list[tf.Tensor]) -> list[tf.Tensor]:
+        return [layer(tensor) for layer, tensor in zip(bare, inputs, strict=True)]
+
+    products(inputs)
+    begin, runs = time.perf_counter(), 0
+    while time.perf_counter() < begin + seconds:
+        products(inputs)
+        runs += 1
+    return batch_size * runs / (time.perf_counter() - begin)
+
+
+def bernoulli_log_prob(image: tf.Tensor, likelihood: tfd.Distribution) -> tf.Tensor:
+    """`likelihood.log_prob(image)` of Bernoulli pixels with a logarithm for many pixels instead of two for each.
+
+        sum_j x_j l_j - log(1 + exp(l_j))  =  sum_j [x_j l_j - max(l_j, 0)] - log prod_j (1 + exp(-|l_j|))
+
+    Args:
+        image: `[batch, height, width, channels]` float32, in [0, 1].
+        likelihood: p(x|z,y) with logits l, batch shape `[..., batch]`.
+
+    Returns:
+        `[..., batch]` float32, nats.
+    """
+    logits = likelihood.distribution.logits_parameter()
+    pixels = math.prod(image.shape[1:])
+    # Each factor is at most 2, so that a product of 64 is far from overflowing.
+    factors = max(size for size in range(1, 65) if pixels % size == 0)
+    shape = tf.concat([tf.shape(logits)[:-3], [factors, pixels // factors]], axis=0)
+    logits, image = tf.reshape(logits, shape), tf.reshape(image, [-1, factors, pixels // factors])
+    linear = tf.reduce_sum(image * logits - tf.nn.relu(logits), axis=[-2, -1])
+    return linear - tf.reduce_sum(tf.math.log(tf.reduce_prod(1 + tf.exp(-tf.abs(logits)), axis=-2)), axis=-1)
+
+
+def _estimate(
+    cvae: CVAE, image: tf.Tensor, one_hot: tf.Tensor | None, image_seed: tf.Tensor, num_samples: int, seed: int
+) -> tuple[tf.Tensor, ...]:
+    """Log-likelihood, effective sample size, rate and distortion of a group of images, each `[group]`."""
+    posterior, prior = cvae.posterior(image, one_hot), cvae.prior(one_hot)
+    mean, stddev = posterior.mean(), posterior.stddev()
+    size = image.shape[0]
+
+    def block(index: tf.Tensor, largest: tf.Tensor, total: tf.Tensor, squares: tf.Tensor, terms: tf.Tensor) -> tuple:
+        # Blocks count from 1: the stream `seed` itself is that of the samples which `cvae(image)` draws.
+        stream = tf.cast(seed, tf.int64) + (tf.cast(index, tf.int64) + 1) * 2**31
+        noise = standard_normal(image_seed, [SAMPLES_PER_BLOCK, cvae.latent_size], stream=stream)
+        latent = mean + stddev * tf.transpose(noise, [1, 0, 2])
+        output = CVAEOutput(posterior, prior, latent, cvae.likelihood(latent, one_hot))
+        log_likelihood = tf.ensure_shape(bernoulli_log_prob(image, output.likelihood), [SAMPLES_PER_BLOCK, size])
+        log_ratio = tf.ensure_shape(objectives.log_ratio(output), [SAMPLES_PER_BLOCK, size])
+
+        # The last block may have more samples than are asked for.
+        asked = (index * SAMPLES_PER_BLOCK + tf.range(SAMPLES_PER_BLOCK) < num_samples)[:, tf.newaxis]
+        terms += tf.reduce_sum(tf.where(asked, tf.stack([log_likelihood, log_ratio]), 0.0), axis=1)
+        log_weight = tf.where(asked, log_likelihood + log_ratio, -np.inf)
+        new_largest = tf.maximum(largest, tf.reduce_max(log_weight, axis=0))
+        shrink, weight = tf.exp(largest - new_largest), tf.exp(log_weight - new_largest)
+        total = total * shrink + tf.reduce_sum(weight, axis=0)
+        squares = squares * shrink**2 + tf.reduce_sum(weight**2, axis=0)
+        return index + 1, new_largest, total, squares, terms
+
+    blocks = -(-num_samples // SAMPLES_PER_BLOCK)
+    zeros = tf.zeros([size])
+    _, largest, total, squares, terms = tf.while_loop(
+        lambda index, *_: index < blocks,
+        block,
+        (tf.constant(0), zeros - np.inf, zeros, zeros, tf.zeros([2, size])),
+        parallel_iterations=1,
+    )
+    log_likelihood, log_ratio = tf.unstack(terms / num_samples)
+    exact = objectives.exact_rate(CVAEOutput(posterior, prior, mean, None))
+    rate = -log_ratio if exact is None else exact
+    return largest + tf.math.log(total / num_samples), total**2 / squares, rate, -log_likelihood

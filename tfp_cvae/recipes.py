@@ -1,0 +1,61 @@
+"""Named settings for a purpose, with what they reach. Imports no TensorFlow."""
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from tfp_cvae import checks
+from tfp_cvae.config import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Settings for a purpose.
+
+    Attributes:
+        purpose: What it is for.
+        config: The settings.
+    """
+
+    purpose: str
+    config: TrainConfig
+
+
+_CONV = TrainConfig(network="conv", width=32, prior="flow", learning_rate=2e-3)
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        "default": Recipe("plain MLP with a falling learning rate: small, quick, no surprises", TrainConfig()),
+        "homework": Recipe(
+            "the report that this package began as: plain MLP 500-500, constant learning rate",
+            TrainConfig(learning_rate_schedule="constant"),
+        ),
+        "ten-minutes": Recipe(
+            "the most for ten minutes of training on the full MNIST with two cores",
+            dataclasses.replace(_CONV, epochs=11),
+        ),
+        "best": Recipe(
+            "the best likelihood for at most 90 minutes of training on the full MNIST with two cores",
+            dataclasses.replace(_CONV, epochs=80),
+        ),
+    }
+)
+
+
+def recipe(name: str) -> TrainConfig:
+    """Settings of a recipe; `dataclasses.replace` changes some of them.
+
+    Args:
+        name: "default", "homework", "ten-minutes" or "best".
+
+    Raises:
+        ValueError: If there is no such recipe.
+    """
+    checks.choice("recipe", name, list(RECIPES))
+    return RECIPES[name].config
+
+
+def table() -> str:
+    """The recipes, one below the other."""
+    width = max(map(len, RECIPES))
+    return "\n".join(f"{name:{width}}  {found.purpose}" for name, found in RECIPES.items())

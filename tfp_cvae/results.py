@@ -1,0 +1,142 @@
+"""The frozen result of an evaluation: the content of `evaluation.json`, with names and types."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from tfp_cvae.bounds import Estimate
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassEvaluation:
+    """Results on the test images of one class, as in `Evaluation`.
+
+    Attributes:
+        num_images: Number of test images.
+        elbo: ELBO.
+        log_p_x_given_y: Importance-weighted estimate of log p(x|y).
+        effective_sample_size: Of the importance weights.
+        bayes_accuracy: Classification by Bayes' rule.
+        recognised: Share of the generated images of this class that a classifier takes for it.
+    """
+
+    num_images: int
+    elbo: Estimate
+    log_p_x_given_y: Estimate
+    effective_sample_size: Estimate
+    bayes_accuracy: Estimate
+    recognised: Estimate
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Whether p(y|x) by Bayes' rule can be believed, as in `classification.Classification`.
+
+    Attributes:
+        expected_calibration_error: In [0, 1].
+        reliability: Rows of mean confidence, accuracy and number of images, one for each bin.
+        selective_accuracy: Accuracy by the share of the images that is classified, the most confident first.
+        confusion: Number of images by true class (row) and class found (column).
+    """
+
+    expected_calibration_error: float
+    reliability: list[list[float]]
+    selective_accuracy: Mapping[float, float]
+    confusion: list[list[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelUse:
+    """What the label does for the likelihood.
+
+    Attributes:
+        elbo_wrong_label: ELBO under the other labels, the mean over them.
+        information: log p(x|y) - log p(x), at most log of the number of classes if these are equally frequent.
+        elbo_by_label: Mean ELBO by true class (row) and label given (column), nats per image.
+    """
+
+    elbo_wrong_label: Estimate
+    information: Estimate
+    elbo_by_label: list[list[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentUse:
+    """What the latent carries.
+
+    Attributes:
+        latent_size: Size of z.
+        active_units: Dimensions with Var_x(E_q[z_j|x,y]) > 0.01.
+        variance_of_means: Var_x(E_q[z_j|x,y]) of each dimension.
+        rate_per_dimension: Mean KL of each dimension, nats per image; None if the prior is not diagonal.
+        linear_probe: Share of the images whose class logistic regression finds in z; None without classes.
+        chance: Share of the most frequent class, which a latent without class leaves; None without classes.
+    """
+
+    latent_size: int
+    active_units: int
+    variance_of_means: list[float]
+    rate_per_dimension: list[float] | None
+    linear_probe: Estimate | None
+    chance: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleQuality:
+    """What generated images are worth.
+
+    Attributes:
+        classifier_accuracy: On real test images, of the classifier trained on real images.
+        recognised: Of generated images, by that classifier, the mean over the classes.
+        recognised_worst_class: The least of the classes.
+        classification_accuracy_score: On real test images, of the same classifier trained on generated images only, as
+            many of each class as real ones (Ravuri and Vinyals 2019).
+        nearest_to_samples: Euclidean distance from a generated image to its nearest training image.
+        nearest_to_test_images: The same from real test images; much less to samples would be memory.
+    """
+
+    classifier_accuracy: Estimate
+    recognised: Estimate
+    recognised_worst_class: float
+    classification_accuracy_score: Estimate
+    nearest_to_samples: Estimate
+    nearest_to_test_images: Estimate
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Results on the test split; bounds and likelihoods in nats per image, each with its standard error.
+
+    Attributes:
+        elbo: Evidence lower bound, the expectation over q estimated by the importance samples.
+        rate: KL(q(z|x,y) || p(z|y)).
+        distortion: -E_q[log p(x|z,y)].
+        effective_sample_size: Of the importance weights, between 1 and K.
+        log_p_x_given_y: Importance-weighted estimate of log p(x|y); None without classes.
+        log_p_x: log sum_y p(y) p(x|y) from the same samples, with p(y) the class frequencies of the training split.
+        bayes_accuracy: Accuracy of argmax_y log p(x|y) + log p(y); None without classes.
+        per_class: Results by name of the class; empty without classes.
+        calibration: Of p(y|x); None without classes.
+        label: What the label does; None without classes.
+        latent: What the latent carries.
+        samples: What generated images are worth; None without classes.
+        protocol: What was measured on what, with which seeds, and how long it took.
+    """
+
+    elbo: Estimate
+    rate: Estimate
+    distortion: Estimate
+    effective_sample_size: Estimate
+    log_p_x_given_y: Estimate | None
+    log_p_x: Estimate
+    bayes_accuracy: Estimate | None
+    per_class: Mapping[str, ClassEvaluation]
+    calibration: Calibration | None
+    label: LabelUse | None
+    latent: LatentUse
+    samples: SampleQuality | None
+    protocol: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary for JSON; what does not exist without classes is left out."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if value not in (None, {})}
