@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 import time
@@ -53,6 +54,54 @@ def test_train_prints_the_bound_and_where_the_pictures_are(tmp_path, npz, capfd)
     assert err == ""
 
 
+def test_evaluate_prints_and_keeps_the_numbers_and_draws_them(run_folder, capfd):
+    assert main(["evaluate", str(run_folder), "--quick", "--num-importance-samples", "120"]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    result = json.loads((run_folder / "evaluation.json").read_text())
+    for name in ("elbo", "rate", "distortion", "log_p_x_given_y", "log_p_x", "bayes_accuracy"):
+        assert set(result[name]) == {"mean", "standard_error"}
+    assert f"{result['log_p_x_given_y']['mean']:.2f} +- {result['log_p_x_given_y']['standard_error']:.2f}" in out
+    assert result["protocol"]["num_importance_samples"] == 120
+    assert result["protocol"]["num_images"] == 24
+    assert result["protocol"]["versions"]["tf-keras"]
+    for name in ("calibration", "class_tables", "latent", "neighbours"):
+        picture = PIL.Image.open(run_folder / "figures" / f"{name}.png")
+        assert min(picture.size) > 300
+        assert str(run_folder / "figures" / f"{name}.png") in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num-importance-samples", "0"], "num_importance_samples: expected an integer >= 1, got 0"),
+        (["--dataset", "{other}"], "dataset: expected images of 8x8x1, as of the model, got"),
+        (["--dataset", "{classes}"], "dataset: expected the classes 0, 1, 2, as of the run, got"),
+        (["--dataset", "mnist5k"], "dataset: expected the classes 0, 1, 2, as of the run, got mnist5k with 0, 1, 2, 3"),
+    ],
+)
+def test_mistakes_in_an_evaluation(run_folder, tmp_path, arguments, message, capsys):
+    from conftest import stripes
+
+    images, labels = stripes(size=9)
+    np.savez(tmp_path / "other.npz", images=images, labels=labels)
+    images, labels = stripes()
+    np.savez(tmp_path / "classes.npz", images=images, labels=labels, class_names=["a", "b", "c"])
+    files = {"other": tmp_path / "other.npz", "classes": tmp_path / "classes.npz"}
+    before = (run_folder / "evaluation.json").read_bytes()
+    assert main(["evaluate", str(run_folder), *[word.format(**files) for word in arguments]]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+    assert (run_folder / "evaluation.json").read_bytes() == before
+
+
+def test_a_folder_that_is_not_a_run(tmp_path, capsys):
+    assert main(["evaluate", str(tmp_path)]) == 2
+    expected = f"error: run: expected a folder that `tfp-cvae train` made, got '{tmp_path}', whose config.json cannot"
+    assert capsys.readouterr().err.startswith(expected)
+
+
 def test_generate(run_folder, tmp_path, capsys):
     picture = tmp_path / "two.png"
     assert (
@@ -94,7 +143,7 @@ def test_datasets(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "train, generate, plot, datasets"),
+        ([], "train, evaluate, generate, plot, recipes, datasets"),
         (["tarin"], "Unrecognized options: tarin; see tfp-cvae --help"),
         (["train", "--epochs", "0"], "epochs: expected an integer >= 1, got 0"),
         (["train", "--epochs", "many"], "--epochs"),

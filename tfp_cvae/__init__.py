@@ -17,17 +17,24 @@ if TYPE_CHECKING:
     from tfp_cvae.config import EvaluationConfig as EvaluationConfig
     from tfp_cvae.config import TrainConfig as TrainConfig
     from tfp_cvae.data import Dataset as Dataset
-    from tfp_cvae.evaluation import Evaluation as Evaluation
     from tfp_cvae.evaluation import evaluate as evaluate
     from tfp_cvae.flows import CouplingFlow as CouplingFlow
+    from tfp_cvae.importance import ImportanceEstimate as ImportanceEstimate
+    from tfp_cvae.importance import importance_estimate as importance_estimate
     from tfp_cvae.layers import IndependentBernoulli as IndependentBernoulli
     from tfp_cvae.layers import MultivariateNormalDiag as MultivariateNormalDiag
+    from tfp_cvae.likelihood import Likelihood as Likelihood
+    from tfp_cvae.likelihood import likelihood_under_each_label as likelihood_under_each_label
     from tfp_cvae.losses import ELBO as ELBO
     from tfp_cvae.losses import Distortion as Distortion
     from tfp_cvae.losses import NegativeELBO as NegativeELBO
     from tfp_cvae.losses import NegativeIWAE as NegativeIWAE
     from tfp_cvae.losses import Rate as Rate
     from tfp_cvae.model import CVAE as CVAE
+    from tfp_cvae.recipes import RECIPES as RECIPES
+    from tfp_cvae.recipes import recipe as recipe
+    from tfp_cvae.results import Estimate as Estimate
+    from tfp_cvae.results import Evaluation as Evaluation
     from tfp_cvae.run import Run as Run
     from tfp_cvae.sources import load_dataset as load_dataset
     from tfp_cvae.training import train as train
@@ -37,11 +44,15 @@ _MODULES = {
     "callbacks": ("ImageGrid", "KLWarmUp", "SwapEMAWeights"),
     "config": ("EvaluationConfig", "TrainConfig"),
     "data": ("Dataset",),
-    "evaluation": ("Evaluation", "evaluate"),
+    "evaluation": ("evaluate",),
     "flows": ("CouplingFlow",),
+    "importance": ("ImportanceEstimate", "importance_estimate"),
     "layers": ("IndependentBernoulli", "MultivariateNormalDiag"),
+    "likelihood": ("Likelihood", "likelihood_under_each_label"),
     "losses": ("ELBO", "Distortion", "NegativeELBO", "NegativeIWAE", "Rate"),
     "model": ("CVAE",),
+    "recipes": ("RECIPES", "recipe"),
+    "results": ("Estimate", "Evaluation"),
     "run": ("Run",),
     "sources": ("load_dataset",),
     "training": ("train",),

@@ -6,7 +6,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 
-def checked_network(name: str, network: Any, first: str, *outputs: type) -> tuple[tuple[int, ...], int, Any]:
+def checked_network(name: str, network: Any, first: str, *outputs: Any) -> tuple[tuple[int, ...], int, Any]:
     """Shape of the first input without the batch, width of the one-hot input or 0, and event shape of the output."""
     if not isinstance(network, keras.Model) or not getattr(network, "inputs", None):
         raise TypeError(

@@ -185,14 +185,14 @@ def latent(variance_of_means: np.ndarray, rate_per_dimension: np.ndarray | None,
         rate_per_dimension: Mean KL of each dimension in nats, `[latent_size]`, or None.
         title: Title of the figure.
     """
-    panels = [(np.asarray(variance_of_means), "Variance of the posterior mean", 0.01)]
+    panels = [("Variance of the posterior mean", np.asarray(variance_of_means))]
     if rate_per_dimension is not None:
-        panels.append((np.asarray(rate_per_dimension), "Rate (nats per image)", None))
+        panels.append(("Rate (nats per image)", np.asarray(rate_per_dimension)))
     figure = Figure(figsize=(6 * len(panels), 4.2), layout="constrained")
-    for axes, (values, name, active) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+    for axes, (name, values) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         axes.bar(np.arange(1, len(values) + 1), np.sort(values)[::-1], color="C0", width=0.8)
-        if active is not None:
-            axes.axhline(active, color="C2", linestyle="--", label="above it: active")
+        if values is panels[0][1]:
+            axes.axhline(0.01, color="C2", linestyle="--", label="above it: active")
             axes.set_yscale("log")
             axes.legend(fontsize=_FONT_SIZE, frameon=False)
         axes.set_xlabel("latent dimension, in order of the value", fontsize=_FONT_SIZE)

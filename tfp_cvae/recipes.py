@@ -15,28 +15,35 @@ class Recipe:
     Attributes:
         purpose: What it is for.
         config: The settings.
+        reached: What it reached on MNIST; benchmarks/results has the commands and the whole result.
     """
 
     purpose: str
     config: TrainConfig
+    reached: str
 
 
 _CONV = TrainConfig(network="conv", width=32, prior="flow", learning_rate=2e-3)
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
-        "default": Recipe("plain MLP with a falling learning rate: small, quick, no surprises", TrainConfig()),
+        "default": Recipe(
+            "plain MLP with a falling learning rate: small, quick, no surprises", TrainConfig(), "pending"
+        ),
         "homework": Recipe(
             "the report that this package began as: plain MLP 500-500, constant learning rate",
             TrainConfig(learning_rate_schedule="constant"),
+            "pending",
         ),
         "ten-minutes": Recipe(
             "the most for ten minutes of training on the full MNIST with two cores",
             dataclasses.replace(_CONV, epochs=11),
+            "pending",
         ),
         "best": Recipe(
             "the best likelihood for at most 90 minutes of training on the full MNIST with two cores",
             dataclasses.replace(_CONV, epochs=80),
+            "pending",
         ),
     }
 )
