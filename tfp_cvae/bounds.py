@@ -1,7 +1,6 @@
-"""The bound of a model on held-out images, and estimates with their standard error."""
+"""The bound of a model on held-out images."""
 
 import dataclasses
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,25 +9,7 @@ import tensorflow as tf
 
 from tfp_cvae import objectives
 from tfp_cvae.model import CVAE
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """Mean over images and its standard error.
-
-    Attributes:
-        mean: Mean.
-        standard_error: Standard deviation over the images divided by the square root of their number.
-    """
-
-    mean: float
-    standard_error: float
-
-    @classmethod
-    def of(cls, values: np.ndarray) -> "Estimate":
-        """Estimate of the mean of independent values `[n]`, n >= 1."""
-        spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-        return cls(float(np.mean(values, dtype=np.float64)), spread / math.sqrt(len(values)))
+from tfp_cvae.results import Estimate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +33,8 @@ class Bound:
     num_samples: int
 
     def to_dict(self) -> dict[str, Any]:
-        """The estimates as a plain dictionary for JSON."""
-        return {name: dataclasses.asdict(value) for name, value in vars(self).items() if isinstance(value, Estimate)}
+        """The estimates as a plain dictionary for JSON, NaN as None."""
+        return {name: value.to_dict() for name, value in vars(self).items() if isinstance(value, Estimate)}
 
 
 def evaluate_bound(cvae: CVAE, batches: Iterable[Any]) -> Bound:

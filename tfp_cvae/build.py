@@ -30,7 +30,7 @@ def build_cvae(
         num_classes: Number of classes; 0 for the plain VAE of Kingma and Welling 2014.
         latent_size: Size of z, >= 1.
         network: "mlp", "residual" or "conv".
-        width: Units or channels of a layer; by default 500 (mlp), 512 (residual) or 24 (conv).
+        width: Units or channels of a layer; by default 500 (mlp), 512 (residual) or 32 (conv).
         depth: Hidden layers or residual blocks; by default 2 (mlp, residual) or 1 (conv).
         prior: "standard" for N(0, I), "label" for a normal that is learned for each class, "flow" for a normalizing
             flow that knows the class.

@@ -32,6 +32,12 @@ def number(name: str, value: Any, minimum: float, below: float = math.inf, *, ab
         raise ValueError(f"{name}: expected {expected}, got {value}")
 
 
+def seed(name: str, value: Any) -> int:
+    """Returns `value` if it is an integer in [0, 2**31), else raises TypeError or ValueError."""
+    number(name, integer(name, value, 0), 0, below=2**31)
+    return int(value)
+
+
 def kind(name: str, value: Any, expected: type) -> None:
     """Raises TypeError if `value` is not of a type."""
     if not isinstance(value, expected):

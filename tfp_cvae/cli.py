@@ -30,7 +30,8 @@ class Train:
     overwrite: bool = False
     """Delete the run that the folder may hold."""
     recipe: Annotated[str, tyro.conf.arg(metavar="NAME")] = "default"
-    """Named settings, which `tfp-cvae recipes` lists; the flags above change some of them."""
+    """Named settings, which `tfp-cvae recipes` lists; the other flags change some of them."""
+    # Read by `_parse`, which gives `config` the settings of the recipe before the other flags are parsed.
 
     def run(self) -> None:
         """Runs the command."""
@@ -76,7 +77,7 @@ class Evaluate:
         run = Run.load(self.run_folder)
         dataset = load_dataset(self.dataset or run.config.dataset)
         result = evaluate_run(run, dataset, config, verbose=1)
-        print(f"\n{report.table(result.to_dict())}")
+        print(f"\n{report.table(result, run.binarization_note())}")
         print(f"\n{run.path / 'evaluation.json'}")
         for path in figures.draw_evaluation(run, dataset):
             print(path)
@@ -126,7 +127,10 @@ class Plot:
         except (OSError, ValueError) as error:
             print(f"without styles.png, which needs the data set: {error}", file=sys.stderr)
             dataset = None
-        for path in figures.draw(run, cvae, dataset):
+        drawn = figures.draw(run, cvae, dataset)
+        if dataset is not None:
+            drawn += figures.draw_evaluation(run, dataset)
+        for path in drawn:
             print(path)
 
 

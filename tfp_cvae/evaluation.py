@@ -5,17 +5,21 @@ import time
 from typing import Any
 
 import numpy as np
+import tf_keras as keras
 
 from tfp_cvae import latents, recognition
-from tfp_cvae.bounds import Estimate
-from tfp_cvae.classification import Classification
+from tfp_cvae.classification import classify
 from tfp_cvae.config import Binarization, EvaluationConfig
-from tfp_cvae.data import HELD_OUT_SEED, Dataset, Split
+from tfp_cvae.data import Dataset, Split
 from tfp_cvae.importance import products_per_second
-from tfp_cvae.likelihood import LABEL_MARGIN, Likelihood, likelihood_under_each_label
+from tfp_cvae.likelihood import Likelihood, likelihood_under_each_label
 from tfp_cvae.model import CVAE
-from tfp_cvae.results import Calibration, ClassEvaluation, Evaluation, LabelUse, LatentUse, SampleQuality
-from tfp_cvae.run import Run
+from tfp_cvae.results import ClassEvaluation, Estimate, Evaluation, LabelUse, LatentUse, SampleQuality
+from tfp_cvae.run import Run, held_out_protocol
+
+_ACTIVE = 0.01
+_PROBE_IMAGES = 10_000
+_NEAREST_IMAGES = 1000
 
 
 def evaluate(
@@ -42,45 +46,43 @@ def evaluate(
         The results. They do not depend on how images are batched. Sets the global seed of Keras.
 
     Raises:
-        ValueError: If model and data set do not fit.
+        ValueError: If model and data set do not fit, or the model gives numbers that are not finite.
     """
     config = config or EvaluationConfig()
-    check_fit(cvae, dataset)
+    _check_fit(cvae, dataset)
     begin = time.perf_counter()
-    test = _subset(dataset.test, config.num_images)
-    image = test.binarized(binarization)
-    label = test.labels if cvae.num_classes else None
+    chosen = _choice(len(dataset.test), config.num_images, config.seed)
+    image, labels = dataset.test.binarized(binarization)[chosen], dataset.test.labels[chosen]
+    label = labels if cvae.num_classes else None
+    # First what is quick, so that what does not work shows before the long pass.
+    latent = _latent_use(cvae, dataset.train, image, label, binarization, config.seed)
+    products = products_per_second(cvae, jit_compile=jit_compile)
+    samples, recognised = _sample_quality(cvae, dataset, config, verbose) if cvae.num_classes else (None, None)
+    likelihood_begin = time.perf_counter()
     likelihood = likelihood_under_each_label(
         cvae,
         image,
         label,
         num_samples=config.num_importance_samples,
+        label_margin=config.label_margin,
         seed=config.seed,
         jit_compile=jit_compile,
         verbose=verbose,
     )
-    seconds = time.perf_counter() - begin
-    samples, recognised = None, np.empty((0, 0))
-    if cvae.num_classes:
-        samples, recognised = _sample_quality(cvae, dataset, config, verbose)
-    results = _likelihood_results(likelihood, test, dataset, label, recognised)
-    latent = _latent_use(cvae, dataset.train, test, image, label, binarization)
+    end = time.perf_counter()
     protocol = {
-        **dataclasses.asdict(config),
-        "unit": "nats per image",
-        "dataset": dataset.name,
-        "split": "test",
-        "num_images": len(test),
-        "binarization": binarization,
-        "binarization_seed": HELD_OUT_SEED,
-        "comparable": binarization != "none",
-        "label_margin": LABEL_MARGIN,
+        **held_out_protocol(dataset, binarization, len(image), config.num_importance_samples),
+        **{key: value for key, value in dataclasses.asdict(config).items() if key != "num_importance_samples"},
+        "num_images": len(image),
+        "num_real_test_images": len(dataset.test),
+        "jit_compile": jit_compile,
         "latents_decoded": likelihood.decoded,
-        "latents_per_second": round(likelihood.decoded / seconds, 1),
-        "products_per_second": round(products_per_second(cvae, jit_compile=jit_compile), 1),
-        "likelihood_seconds": round(seconds, 1),
-        "seconds": round(time.perf_counter() - begin, 1),
+        "latents_per_second": round(likelihood.decoded / (end - likelihood_begin), 1),
+        "products_per_second": None if products is None else round(products, 1),
+        "likelihood_seconds": round(end - likelihood_begin, 1),
+        "seconds": round(end - begin, 1),
     }
+    results = _likelihood_results(likelihood, dataset, label, recognised)
     return Evaluation(**results, latent=latent, samples=samples, protocol=protocol)
 
 
@@ -114,8 +116,7 @@ def evaluate_run(run: Run, dataset: Dataset, config: EvaluationConfig | None = N
     return result
 
 
-def check_fit(cvae: CVAE, dataset: Dataset) -> None:
-    """Raises ValueError if a model was not made for the images and classes of a data set."""
+def _check_fit(cvae: CVAE, dataset: Dataset) -> None:
     if cvae.image_shape != dataset.image_shape:
         expected, found = ("x".join(map(str, shape)) for shape in (cvae.image_shape, dataset.image_shape))
         raise ValueError(f"dataset: expected images of {expected}, as of the model, got {dataset.name} with {found}")
@@ -126,82 +127,80 @@ def check_fit(cvae: CVAE, dataset: Dataset) -> None:
         )
 
 
-def _subset(split: Split, num_images: int | None) -> Split:
-    """The whole split, or a seeded choice of its images in their order."""
-    if num_images is None or num_images >= len(split):
-        return split
-    chosen = np.sort(np.random.default_rng(0).permutation(len(split))[:num_images])
-    return dataclasses.replace(split, images=split.images[chosen], labels=split.labels[chosen])
+def _choice(size: int, count: int | None, seed: int) -> np.ndarray:
+    """Indices of a seeded choice, in their order; of everything if `count` is None."""
+    return np.sort(np.random.default_rng(seed).permutation(size)[:count])
 
 
 def _likelihood_results(
-    likelihood: Likelihood, test: Split, dataset: Dataset, label: np.ndarray | None, recognised: np.ndarray
+    likelihood: Likelihood, dataset: Dataset, label: np.ndarray | None, recognised: np.ndarray | None
 ) -> dict[str, Any]:
-    row = np.arange(len(test))
-    true = np.zeros(len(test), int) if label is None else label
-    own = {
-        "elbo": likelihood.elbo[row, true],
-        "rate": likelihood.rate[row, true],
-        "distortion": likelihood.distortion[row, true],
-        "effective_sample_size": likelihood.effective_sample_size[row, true],
-    }
-    estimates: dict[str, Any] = {name: Estimate.of(values) for name, values in own.items()}
-    own["log_p_x_given_y"] = likelihood.log_likelihood[row, true]
-    if label is None:
+    row = np.arange(len(likelihood.elbo))
+    true = np.zeros(len(row), int) if label is None else label
+    names = ("elbo", "rate", "distortion", "effective_sample_size", "log_likelihood")
+    own = {name: getattr(likelihood, name)[row, true] for name in names}
+    log_likelihood = own.pop("log_likelihood")
+    results: dict[str, Any] = {name: Estimate.of(values) for name, values in own.items()}
+    if label is None or recognised is None:
         nothing = dict.fromkeys(("log_p_x_given_y", "bayes_accuracy", "calibration", "label"))
-        return {**estimates, **nothing, "log_p_x": Estimate.of(own["log_p_x_given_y"]), "per_class": {}}
+        return {**results, **nothing, "log_p_x": Estimate.of(log_likelihood), "per_class": {}}
     # log p(x,y) = log p(x|y) + log p(y)
     frequency = np.bincount(dataset.train.labels, minlength=dataset.num_classes) / len(dataset.train)
-    log_joint = likelihood.log_likelihood + np.log(frequency)
+    log_joint = likelihood.blind + np.log(frequency)
     log_evidence = np.logaddexp.reduce(log_joint, axis=1)
-    found = Classification.of(log_joint, label)
-    own["bayes_accuracy"] = found.correct.astype(float)
+    correct, calibration = classify(log_joint, label)
     classes = [label == number for number in range(dataset.num_classes)]
+    per_class = {
+        name: ClassEvaluation(
+            num_images=int(inside.sum()),
+            elbo=Estimate.of(own["elbo"][inside]),
+            log_p_x_given_y=Estimate.of(log_likelihood[inside]),
+            effective_sample_size=Estimate.of(own["effective_sample_size"][inside]),
+            bayes_accuracy=Estimate.of(correct[inside]),
+            recognised=Estimate.of(judged),
+        )
+        for name, inside, judged in zip(dataset.class_names, classes, recognised, strict=True)
+    }
     wrong = np.arange(dataset.num_classes) != label[:, np.newaxis]
-    elbo_wrong_label = np.sum(likelihood.elbo, axis=1, where=wrong) / max(1, dataset.num_classes - 1)
+    elbo_by_label = [[Estimate.of(column).mean for column in likelihood.elbo[inside].T] for inside in classes]
     return {
-        **estimates,
-        "log_p_x_given_y": Estimate.of(own["log_p_x_given_y"]),
+        **results,
+        "log_p_x_given_y": Estimate.of(log_likelihood),
         "log_p_x": Estimate.of(log_evidence),
-        "bayes_accuracy": Estimate.of(own["bayes_accuracy"]),
-        "per_class": {
-            name: ClassEvaluation(
-                num_images=int(inside.sum()),
-                **{
-                    key: Estimate.of(own[key][inside])
-                    for key in ("elbo", "log_p_x_given_y", "effective_sample_size", "bayes_accuracy")
-                },
-                recognised=Estimate.of(judged),
-            )
-            for name, inside, judged in zip(dataset.class_names, classes, recognised, strict=True)
-            if inside.any()
-        },
-        "calibration": Calibration(
-            found.expected_calibration_error,
-            found.reliability.tolist(),
-            found.selective_accuracy,
-            found.confusion.tolist(),
-        ),
+        "bayes_accuracy": Estimate.of(correct),
+        "per_class": per_class,
+        "calibration": calibration,
         "label": LabelUse(
-            elbo_wrong_label=Estimate.of(elbo_wrong_label),
-            information=Estimate.of(own["log_p_x_given_y"] - log_evidence),
-            elbo_by_label=[likelihood.elbo[inside].mean(axis=0).tolist() for inside in classes if inside.any()],
+            elbo_wrong_label=Estimate.of(
+                np.array([elbo[others].mean() for elbo, others in zip(likelihood.elbo, wrong, strict=True)])
+                if dataset.num_classes > 1
+                else np.empty(0)
+            ),
+            information=Estimate.of(log_likelihood - log_evidence),
+            elbo_by_label=elbo_by_label,
         ),
     }
 
 
 def _latent_use(
-    cvae: CVAE, train: Split, test: Split, image: np.ndarray, label: np.ndarray | None, binarization: Binarization
+    cvae: CVAE, train: Split, image: np.ndarray, label: np.ndarray | None, binarization: Binarization, seed: int
 ) -> LatentUse:
-    mean, _, rate = latents.posterior_statistics(cvae, image, label)
-    probed = None if label is None else latents.linear_probe(cvae, train, test, binarization)
+    mean, noise, rate = latents.posterior_statistics(cvae, image, label)
+    variance = latents.variance_of_means(mean, label)
+    probed, chance = None, None
+    if label is not None and cvae.num_classes > 1:
+        chosen = _choice(len(train), _PROBE_IMAGES, seed)
+        known = dataclasses.replace(train, images=train.images[chosen], labels=train.labels[chosen])
+        _, train_noise, _ = latents.posterior_statistics(cvae, known.binarized(binarization), known.labels)
+        probed = Estimate.of(latents.linear_probe((train_noise, known.labels), (noise, label)))
+        chance = float(np.bincount(label).max() / len(label))
     return LatentUse(
         latent_size=cvae.latent_size,
-        active_units=latents.active_units(mean),
-        variance_of_means=np.var(mean, axis=0, dtype=np.float64).tolist(),
+        active_units=int(np.sum(variance > _ACTIVE)),
+        variance_of_means=variance.tolist(),
         rate_per_dimension=None if rate is None else rate.mean(axis=0, dtype=np.float64).tolist(),
-        linear_probe=None if probed is None else Estimate.of(probed),
-        chance=None if label is None else float(np.bincount(label).max() / len(label)),
+        linear_probe=probed,
+        chance=chance,
     )
 
 
@@ -209,30 +208,36 @@ def _sample_quality(
     cvae: CVAE, dataset: Dataset, config: EvaluationConfig, verbose: int
 ) -> tuple[SampleQuality, np.ndarray]:
     """Quality of the samples, and which of each class were recognised, `[num_classes, generated_per_class]`."""
-    train, test = _subset(dataset.train, config.num_classifier_images), dataset.test
+    chosen = _choice(len(dataset.train), config.num_classifier_images, config.seed)
+    real, labels, test = dataset.train.images[chosen], dataset.train.labels[chosen], dataset.test
     real_test = test.binarized("none")
 
-    def classifier(what: str, images: np.ndarray) -> Any:
+    def classifier(what: str, images: np.ndarray) -> keras.Model:
         if verbose:
             print(f"classifier on {what}: {len(images):,} images, {config.classifier_epochs} epochs", flush=True)
         return recognition.train_classifier(
-            images, train.labels, cvae.num_classes, epochs=config.classifier_epochs, seed=config.seed, verbose=verbose
+            images, labels, cvae.num_classes, epochs=config.classifier_epochs, seed=config.seed, verbose=verbose
         )
 
-    on_real = classifier("real images", train.binarized("none"))
+    on_real = classifier("real images", real / np.float32(255))
     recognised = recognition.recognised(on_real, cvae, count=config.generated_per_class, seed=config.seed)
     # Other seeds than those of the images that are judged.
-    generated = recognition.generated(cvae, train.labels, config.seed + recognised.size)
+    generated = recognition.generated(cvae, labels, config.seed + recognised.size)
     on_generated = classifier("generated images", generated)
-    chosen = np.random.default_rng(config.seed).permutation(len(test))[: min(len(generated), 1000)]
-    distance_of_test, _ = recognition.nearest(real_test[chosen], dataset.train, count=1)
-    distance_of_samples, _ = recognition.nearest(generated[: len(chosen)], dataset.train, count=1)
+    among_generated = _choice(len(generated), _NEAREST_IMAGES, config.seed)
+    among_test = _choice(len(test), _NEAREST_IMAGES, config.seed)
+    reconstructed = cvae.reconstruct(test.binarized()[among_test], test.labels[among_test]).numpy()
+    samples, reconstructions, test_images = (
+        Estimate.of(recognition.nearest(images, dataset.train, count=1)[0])
+        for images in (generated[among_generated], reconstructed, real_test[among_test])
+    )
     quality = SampleQuality(
         classifier_accuracy=Estimate.of(recognition.correct(on_real, real_test, test.labels)),
         recognised=Estimate.of(recognised.ravel()),
-        recognised_worst_class=float(recognised.mean(axis=1).min()),
+        recognised_worst_class=min((Estimate.of(judged) for judged in recognised), key=lambda judged: judged.mean),
         classification_accuracy_score=Estimate.of(recognition.correct(on_generated, real_test, test.labels)),
-        nearest_to_samples=Estimate.of(distance_of_samples[:, 0]),
-        nearest_to_test_images=Estimate.of(distance_of_test[:, 0]),
+        nearest_to_samples=samples,
+        nearest_to_reconstructions=reconstructions,
+        nearest_to_test_images=test_images,
     )
     return quality, recognised

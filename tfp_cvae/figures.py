@@ -41,13 +41,15 @@ def draw_evaluation(run: Run, dataset: Dataset) -> list[pathlib.Path]:
     """Draws the figures of an evaluated run into `figures/`.
 
     Args:
-        run: The run, with an `evaluation.json` of `evaluate_run`.
+        run: The run.
         dataset: The data set of the evaluation.
 
     Returns:
         The files: `latent.png`, and for a model with classes `calibration.png`, `class_tables.png` and
-        `neighbours.png`.
+        `neighbours.png`; none if `evaluate_run` has not evaluated the run yet.
     """
+    if "latent" not in run.evaluation():
+        return []
     return _write(run, _evaluation_figures(run, dataset))
 
 
@@ -180,13 +182,16 @@ def _evaluation_figures(run: Run, dataset: Dataset) -> Iterator[tuple[str, Figur
     yield "latent", plotting.latent(latent["variance_of_means"], latent["rate_per_dimension"], name)
     if not run.class_names:
         return
+    title = f"{name}; K = {protocol['num_samples']:,}"
     measured = result["calibration"]
-    surest = {float(share): accuracy for share, accuracy in measured["selective_accuracy"].items()}
-    samples = f"K = {protocol['num_importance_samples']:,}"
-    title = f"{name}; {samples}"
-    yield "calibration", plotting.calibration(measured["reliability"], surest, f"{title}: p(y|x) by Bayes' rule")
-    names = list(result["per_class"])
-    yield "class_tables", plotting.class_tables(measured["confusion"], result["label"]["elbo_by_label"], names, title)
+    yield (
+        "calibration",
+        plotting.calibration(
+            measured["reliability"], measured["selective_accuracy"], f"{title}: p(y|x) by Bayes' rule"
+        ),
+    )
+    elbo_by_label = np.array(result["label"]["elbo_by_label"], float)
+    yield "class_tables", plotting.class_tables(measured["confusion"], elbo_by_label, run.class_names, title)
     yield "neighbours", _neighbours(run, dataset)
 
 
@@ -200,7 +205,7 @@ def _neighbours(run: Run, dataset: Dataset) -> Figure:
         np.concatenate([images[:, np.newaxis], neighbours], axis=1),
         run.class_names,
         ["sample", *(str(rank + 1) for rank in range(index.shape[1]))],
-        title=f"{run.config.dataset}: samples and their nearest training images",
+        title=f"samples, and the training images of {dataset.name} nearest to them",
         row_label="class",
         gap_after=1,
     )

@@ -15,36 +15,40 @@ from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
+import tf_keras as keras
 from tensorflow_probability import distributions as tfd
 
 from tfp_cvae import checks, objectives
+from tfp_cvae.layers import PixelBias
 from tfp_cvae.model import CVAE, CVAEOutput, standard_normal
 
-# Samples drawn at once. A sample is a function of the image, the seed and its block, so this is part of the protocol.
+# Samples drawn at once. A sample is a function of the image, the seed and its place in its block.
 SAMPLES_PER_BLOCK = 100
+
+_COUNTED = (keras.layers.Dense, keras.layers.Conv2D, keras.layers.Conv2DTranspose)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImportanceEstimate:
-    """Estimates for n images, each under one label.
+    """Estimates of images under labels, arrays of one shape.
 
     Attributes:
-        log_likelihood: Importance-weighted estimate of log p(x|y), `[n]` float64, nats.
-        effective_sample_size: `[n]` float64, in [1, num_samples].
-        rate: KL(q(z|x,y) || p(z|y)), `[n]` float64, nats.
-        distortion: -1/K sum_k log p(x|z_k,y), `[n]` float64, nats.
-        num_samples: K.
+        log_likelihood: Importance-weighted estimate of log p(x|y), float64, nats.
+        effective_sample_size: float64, in [1, K].
+        rate: KL(q(z|x,y) || p(z|y)), float64, nats.
+        distortion: -1/K sum_k log p(x|z_k,y), float64, nats.
+        num_samples: K, int64.
     """
 
     log_likelihood: np.ndarray
     effective_sample_size: np.ndarray
     rate: np.ndarray
     distortion: np.ndarray
-    num_samples: int
+    num_samples: np.ndarray
 
     @property
     def elbo(self) -> np.ndarray:
-        """Evidence lower bound -distortion - rate, `[n]` float64, nats."""
+        """Evidence lower bound -distortion - rate, float64, nats."""
         return -self.distortion - self.rate
 
 
@@ -53,6 +57,7 @@ def importance_estimate(
     image: np.ndarray,
     label: np.ndarray | None = None,
     *,
+    index: np.ndarray | None = None,
     num_samples: int = 5000,
     seed: int = 0,
     batch_size: int = 1000,
@@ -64,52 +69,58 @@ def importance_estimate(
     Args:
         cvae: The model.
         image: `[n, height, width, channels]` float, in [0, 1]; {0, 1} for nats that can be compared.
-        label: `[n]` integer, in [0, num_classes); None without classes.
-        num_samples: Importance samples K for each image, >= 1.
+        label: `[m]` integer, in [0, num_classes); None without classes.
+        index: Which image each estimate is of, `[m]` integer in [0, n); None for each of them once, so that m = n.
+        num_samples: Importance samples K for each estimate, >= 1.
         seed: Seed of the samples, in [0, 2**31). The result does not depend on how images are batched.
         batch_size: Latents decoded at once, rounded to whole blocks of `SAMPLES_PER_BLOCK`.
         jit_compile: Whether to compile with XLA, which makes dense networks faster and convolutions slower.
         progress: Called with the number of latents weighed since its last call.
 
     Returns:
-        The estimates, in the order of the images.
+        The estimates, `[m]`.
 
     Raises:
         TypeError: If a value is of the wrong kind.
-        ValueError: If a value or shape is out of range.
+        ValueError: If a value or shape is out of range, or the model gives numbers that are not finite.
     """
     image = np.asarray(image, np.float32)
     checks.unit_interval("image", image, cvae.image_shape)
     checks.integer("num_samples", num_samples, 1)
     checks.integer("batch_size", batch_size, 1)
-    checks.number("seed", checks.integer("seed", seed, 0), 0, below=2**31)
-    one_hot = cvae.one_hot(label, len(image))
+    checks.seed("seed", seed)
+    index = np.arange(len(image)) if index is None else checks.integers("index", index)
+    if not len(index) or not len(image):
+        raise ValueError(f"image: expected at least one, got {len(image)} images for {len(index)} estimates")
+    one_hot = cvae.one_hot(label, len(index))
     group = max(1, round(batch_size / SAMPLES_PER_BLOCK))
+    weigh = tf.function(_block_terms(cvae), jit_compile=jit_compile, autograph=False)
 
-    @tf.function(jit_compile=jit_compile, autograph=False)
-    def estimate(image: tf.Tensor, one_hot: tf.Tensor | None, image_seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        return _estimate(cvae, image, one_hot, image_seed, num_samples, seed)
+    @tf.function(autograph=False)
+    def estimate(image: tf.Tensor, one_hot: tf.Tensor | None) -> tuple[tf.Tensor, ...]:
+        return _estimate(cvae, weigh, image, one_hot, num_samples, seed)
 
     parts = []
-    for start in range(0, len(image), group):
+    for start in range(0, len(index), group):
         # Always full groups, so that the function is traced once and each image has the same products.
-        rows = np.minimum(np.arange(start, start + group), len(image) - 1)
-        images = tf.constant(image[rows])
-        one_hots = None if one_hot is None else tf.gather(one_hot, rows)
-        found = estimate(images, one_hots, cvae.image_seed(images))
-        kept = min(group, len(image) - start)
+        rows = np.minimum(np.arange(start, start + group), len(index) - 1)
+        found = estimate(tf.constant(image[index[rows]]), None if one_hot is None else tf.gather(one_hot, rows))
+        kept = min(group, len(index) - start)
         parts.append([np.asarray(part, np.float64)[:kept] for part in found])
+        if not np.all(np.isfinite(parts[-1])):
+            raise ValueError("cvae: expected finite likelihoods, got NaN or infinity; its weights may be so too")
         if progress is not None:
             progress(kept * num_samples)
     log_likelihood, effective_sample_size, rate, distortion = (
         np.concatenate(part) for part in zip(*parts, strict=True)
     )
-    return ImportanceEstimate(log_likelihood, effective_sample_size, rate, distortion, num_samples)
+    used = np.full(len(index), num_samples)
+    return ImportanceEstimate(log_likelihood, effective_sample_size, rate, distortion, used)
 
 
 def products_per_second(
     cvae: CVAE, *, batch_size: int = 1000, jit_compile: bool = False, seconds: float = 1.0
-) -> float:
+) -> float | None:
     """Latents a second that the matrix products and convolutions of decoder and prior alone would allow.
 
     Args:
@@ -117,11 +128,25 @@ def products_per_second(
         batch_size: Latents decoded at once.
         jit_compile: Whether to compile with XLA.
         seconds: Time to measure for.
+
+    Returns:
+        The rate; None for networks with products in other layers than `Dense`, `Conv2D` and `Conv2DTranspose`.
     """
     networks = [cvae.decoder, *([cvae.prior_network] if cvae.prior_network else [])]
-    found = [layer for network in networks for layer in network.submodules if hasattr(layer, "kernel")]
-    inputs = [tf.random.stateless_normal([batch_size, *layer.input_shape[1:]], seed=[0, 0]) for layer in found]
-    bare = [type(layer).from_config({**layer.get_config(), "activation": None, "use_bias": False}) for layer in found]
+    layers = [
+        layer
+        for network in networks
+        for layer in network.submodules
+        if isinstance(layer, keras.layers.Layer) and not isinstance(layer, PixelBias)
+    ]
+    with_products = [layer for layer in layers if any(weight.shape.rank > 1 for weight in _own_weights(layer))]
+    if not all(type(layer) in _COUNTED and len(layer.inbound_nodes) == 1 for layer in with_products):
+        return None
+    inputs = [tf.random.stateless_normal([batch_size, *layer.input_shape[1:]], seed=[0, 0]) for layer in with_products]
+    bare = [
+        type(layer).from_config({**layer.get_config(), "activation": None, "use_bias": False})
+        for layer in with_products
+    ]
 
     @tf.function(jit_compile=jit_compile, autograph=False)
     def products(inputs: list[tf.Tensor]) -> list[tf.Tensor]:
@@ -133,6 +158,12 @@ def products_per_second(
         products(inputs)
         runs += 1
     return batch_size * runs / (time.perf_counter() - begin)
+
+
+def _own_weights(layer: keras.layers.Layer) -> list[tf.Variable]:
+    """Weights of a layer itself, without those of the layers in it."""
+    inner = {id(weight) for part in layer.submodules if isinstance(part, keras.layers.Layer) for weight in part.weights}
+    return [weight for weight in layer.weights if id(weight) not in inner]
 
 
 def bernoulli_log_prob(image: tf.Tensor, likelihood: tfd.Distribution) -> tf.Tensor:
@@ -157,22 +188,43 @@ def bernoulli_log_prob(image: tf.Tensor, likelihood: tfd.Distribution) -> tf.Ten
     return linear - tf.reduce_sum(tf.math.log(tf.reduce_prod(1 + tf.exp(-tf.abs(logits)), axis=-2)), axis=-1)
 
 
+def _block_terms(cvae: CVAE) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+    """Function of a block of latents: log p(x|z,y), and log p(z|y) - log q(z|x,y), each `[samples, group]`."""
+
+    def terms(
+        image: tf.Tensor, one_hot: tf.Tensor | None, mean: tf.Tensor, stddev: tf.Tensor, noise: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        latent = mean + stddev * tf.transpose(noise, [1, 0, 2])
+        posterior = tfd.MultivariateNormalDiag(mean, stddev)
+        output = CVAEOutput(posterior, cvae.prior(one_hot), latent, cvae.likelihood(latent, one_hot))
+        return bernoulli_log_prob(image, output.likelihood), objectives.log_ratio(output)
+
+    return terms
+
+
 def _estimate(
-    cvae: CVAE, image: tf.Tensor, one_hot: tf.Tensor | None, image_seed: tf.Tensor, num_samples: int, seed: int
+    cvae: CVAE,
+    weigh: Callable[..., tuple[tf.Tensor, tf.Tensor]],
+    image: tf.Tensor,
+    one_hot: tf.Tensor | None,
+    num_samples: int,
+    seed: int,
 ) -> tuple[tf.Tensor, ...]:
     """Log-likelihood, effective sample size, rate and distortion of a group of images, each `[group]`."""
-    posterior, prior = cvae.posterior(image, one_hot), cvae.prior(one_hot)
+    posterior = cvae.posterior(image, one_hot)
     mean, stddev = posterior.mean(), posterior.stddev()
+    image_seed = cvae.image_seed(image)
     size = image.shape[0]
 
     def block(index: tf.Tensor, largest: tf.Tensor, total: tf.Tensor, squares: tf.Tensor, terms: tf.Tensor) -> tuple:
-        # Blocks count from 1: the stream `seed` itself is that of the samples which `cvae(image)` draws.
+        # Blocks count from 1: the stream `seed` itself is that of the samples which `cvae(image)` draws. The noise is
+        # drawn outside of `weigh`, as XLA would draw another one.
         stream = tf.cast(seed, tf.int64) + (tf.cast(index, tf.int64) + 1) * 2**31
         noise = standard_normal(image_seed, [SAMPLES_PER_BLOCK, cvae.latent_size], stream=stream)
-        latent = mean + stddev * tf.transpose(noise, [1, 0, 2])
-        output = CVAEOutput(posterior, prior, latent, cvae.likelihood(latent, one_hot))
-        log_likelihood = tf.ensure_shape(bernoulli_log_prob(image, output.likelihood), [SAMPLES_PER_BLOCK, size])
-        log_ratio = tf.ensure_shape(objectives.log_ratio(output), [SAMPLES_PER_BLOCK, size])
+        noise = tf.ensure_shape(noise, [size, SAMPLES_PER_BLOCK, cvae.latent_size])
+        log_likelihood, log_ratio = (
+            tf.ensure_shape(part, [SAMPLES_PER_BLOCK, size]) for part in weigh(image, one_hot, mean, stddev, noise)
+        )
 
         # The last block may have more samples than are asked for.
         asked = (index * SAMPLES_PER_BLOCK + tf.range(SAMPLES_PER_BLOCK) < num_samples)[:, tf.newaxis]
@@ -193,6 +245,6 @@ def _estimate(
         parallel_iterations=1,
     )
     log_likelihood, log_ratio = tf.unstack(terms / num_samples)
-    exact = objectives.exact_rate(CVAEOutput(posterior, prior, mean, None))
+    exact = objectives.exact_rate(CVAEOutput(posterior, cvae.prior(one_hot), mean, None))
     rate = -log_ratio if exact is None else exact
     return largest + tf.math.log(total / num_samples), total**2 / squares, rate, -log_likelihood

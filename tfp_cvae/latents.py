@@ -7,22 +7,27 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from tfp_cvae import objectives
-from tfp_cvae.config import Binarization
-from tfp_cvae.data import Split
 from tfp_cvae.model import CVAE, CVAEOutput, standard_normal
 
 _BATCH_SIZE = 500
-_ACTIVE = 0.01
-_PROBE_IMAGES = 10_000
 
 
-def active_units(mean: np.ndarray) -> int:
-    """Number of latent dimensions with Var_x(E_q[z_j|x,y]) > 0.01 (Burda et al. 2015, section 4.2).
+def variance_of_means(mean: np.ndarray, label: np.ndarray | None) -> np.ndarray:
+    """Var_x(E_q[z_j|x,y]) of each latent dimension; of labelled images, within the classes.
+
+    What differs between the classes alone is a matter of the prior p(z|y), and tells nothing of the image.
 
     Args:
         mean: Posterior means, `[n, latent_size]`.
+        label: Classes, `[n]` integer; None without classes.
+
+    Returns:
+        `[latent_size]` float64.
     """
-    return int(np.sum(np.var(mean, axis=0) > _ACTIVE))
+    centred = np.array(mean, np.float64)
+    for number in [slice(None)] if label is None else [label == number for number in np.unique(label)]:
+        centred[number] -= centred[number].mean(axis=0)
+    return np.mean(centred**2, axis=0)
 
 
 def posterior_statistics(
@@ -59,30 +64,16 @@ def posterior_statistics(
     return mean, noise, (rate[0] if rate else None)
 
 
-def linear_probe(cvae: CVAE, train: Split, test: Split, binarization: Binarization, seed: int = 0) -> np.ndarray:
-    """Whether logistic regression finds the class of each test image in its latent sample.
-
-    The samples are those of `posterior_statistics`, in which a prior that depends on the label does not show. A latent
-    that carries style alone leaves the probe at chance, the share of the most frequent class.
+def linear_probe(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Whether logistic regression finds the class of each test image in its latent.
 
     Args:
-        cvae: A model with classes.
-        train: Split to fit the probe on; at most 10,000 of its images.
-        test: Split to measure it on.
-        binarization: As of the model's training.
-        seed: Seed of the choice of the training images.
+        train: Latents `[m, latent_size]` and their labels `[m]`, of at least two classes, to fit the probe on.
+        test: Latents `[n, latent_size]` and their labels `[n]`, to measure it on.
 
     Returns:
-        `[n]` bool, for each test image.
+        `[n]` bool. A latent that carries style alone leaves the probe at chance, the share of the most frequent class.
     """
-    chosen = np.random.default_rng(seed).permutation(len(train))[:_PROBE_IMAGES]
-    features = [
-        posterior_statistics(cvae, images, labels)[1]
-        for images, labels in (
-            (train.binarized(binarization)[chosen], train.labels[chosen]),
-            (test.binarized(binarization), test.labels),
-        )
-    ]
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    probe.fit(features[0], train.labels[chosen])
-    return probe.predict(features[1]) == test.labels
+    probe.fit(*train)
+    return probe.predict(test[0]) == test[1]

@@ -6,35 +6,23 @@ from collections.abc import Callable
 import numpy as np
 import tf_keras as keras
 
+from tfp_cvae import checks
 from tfp_cvae.importance import SAMPLES_PER_BLOCK, ImportanceEstimate, importance_estimate
 from tfp_cvae.model import CVAE
 
-# A label whose first estimate is this many nats below the best is not looked at again: its share of p(x) is e^-20.
-LABEL_MARGIN = 20.0
+_FIELDS = [field.name for field in dataclasses.fields(ImportanceEstimate)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Likelihood:
-    """Estimates for n images under each of C labels; C = 1 without classes.
+class Likelihood(ImportanceEstimate):
+    """Estimates for n images under each of C labels, `[n, C]`; C = 1 without classes.
 
     Attributes:
-        log_likelihood: log p(x|y), `[n, C]` float64, nats.
-        effective_sample_size: `[n, C]` float64.
-        rate: `[n, C]` float64, nats.
-        distortion: `[n, C]` float64, nats.
-        num_samples: Samples K of each estimate, `[n, C]` int64.
+        blind: `log_likelihood`, found without a look at the true label: what a label is worth in classification must
+            not depend on whether it is the true one. The two differ where the true label is unlikely.
     """
 
-    log_likelihood: np.ndarray
-    effective_sample_size: np.ndarray
-    rate: np.ndarray
-    distortion: np.ndarray
-    num_samples: np.ndarray
-
-    @property
-    def elbo(self) -> np.ndarray:
-        """Evidence lower bound -distortion - rate, `[n, C]` float64, nats."""
-        return -self.distortion - self.rate
+    blind: np.ndarray
 
     @property
     def decoded(self) -> int:
@@ -46,34 +34,44 @@ class Likelihood:
 def likelihood_under_each_label(
     cvae: CVAE,
     image: np.ndarray,
-    label: np.ndarray | None,
+    label: np.ndarray | None = None,
     *,
     num_samples: int = 5000,
+    label_margin: float = 20.0,
     seed: int = 0,
     jit_compile: bool = False,
     verbose: int = 0,
 ) -> Likelihood:
     """Estimates log p(x|y) of each image under every label.
 
-    The first block of samples is weighed under every label; then all samples, the first among them, under the true
-    label and under those within `LABEL_MARGIN` nats of the best.
+    The first block of samples is weighed under every label. Those within `label_margin` nats of the best are weighed
+    with all samples, the first among them; the others keep their first estimate, a lower bound in expectation.
 
     Args:
         cvae: The model.
         image: `[n, height, width, channels]` float, in {0, 1}.
-        label: True class, `[n]` integer; None without classes.
+        label: True class, `[n]` integer, to be weighed with all samples however unlikely; None for unlabelled images.
         num_samples: Importance samples K, >= 1.
+        label_margin: Nats below the best label at which a label is not weighed again, >= 0.
         seed: Seed of the samples.
         jit_compile: Whether to compile with XLA.
         verbose: 1 shows a progress bar.
+
+    Raises:
+        TypeError: If a value is of the wrong kind.
+        ValueError: If a value or shape is out of range, or the model gives numbers that are not finite.
     """
+    checks.number("label_margin", label_margin, 0)
     size, classes = len(image), max(1, cvae.num_classes)
+    if label is not None:
+        cvae.one_hot(label, size)
 
     def weigh(name: str, pairs: np.ndarray, num_samples: int) -> ImportanceEstimate:
         return importance_estimate(
             cvae,
-            image[pairs // classes],
-            None if label is None else pairs % classes,
+            image,
+            pairs % classes if cvae.num_classes else None,
+            index=pairs // classes,
             num_samples=num_samples,
             seed=seed,
             jit_compile=jit_compile,
@@ -81,25 +79,22 @@ def likelihood_under_each_label(
         )
 
     first_samples = min(num_samples, SAMPLES_PER_BLOCK)
-    first = weigh(f"every label, K = {first_samples}", np.arange(size * classes), first_samples)
-    names = ("log_likelihood", "effective_sample_size", "rate", "distortion")
-    found = {name: getattr(first, name).copy() for name in names}
-    used = np.full(size * classes, first_samples)
+    first = weigh("a first look at every label", np.arange(size * classes), first_samples)
+    found = {name: getattr(first, name).reshape(size, classes) for name in _FIELDS}
+    blind = found["log_likelihood"].copy()
     if num_samples > first_samples:
-        table = first.log_likelihood.reshape(size, classes)
-        again = table > table.max(axis=1, keepdims=True) - LABEL_MARGIN
+        likely = blind >= blind.max(axis=1, keepdims=True) - label_margin
+        again = likely.copy()
         if label is not None:
             again[np.arange(size), label] = True
-        pairs = np.flatnonzero(again)
-        final = weigh(f"likely labels, K = {num_samples}", pairs, num_samples)
-        for name in names:
-            found[name][pairs] = getattr(final, name)
-        used[pairs] = num_samples
-    arrays = {name: array.reshape(size, classes) for name, array in found.items()}
-    return Likelihood(**arrays, num_samples=used.reshape(size, classes))
+        final = weigh("the likely labels", np.flatnonzero(again), num_samples)
+        for name in _FIELDS:
+            found[name][again] = getattr(final, name)
+        blind[likely] = found["log_likelihood"][likely]
+    return Likelihood(**found, blind=blind)
 
 
 def _progress_bar(name: str, pairs: int, num_samples: int) -> Callable[[int], None]:
-    print(f"{name}: {pairs:,} images x labels", flush=True)
+    print(f"{name}: {pairs:,} pairs of image and label, K = {num_samples:,}", flush=True)
     bar = keras.utils.Progbar(pairs * num_samples, unit_name="latent")
     return lambda decoded: bar.add(decoded)

@@ -11,7 +11,7 @@ import tensorflow as tf
 import tf_keras as keras
 from tensorflow_probability import distributions as tfd
 
-from tfp_cvae import checks, edge
+from tfp_cvae import checks, model_checks
 from tfp_cvae.atomic import write_atomically
 from tfp_cvae.flows import CouplingFlow
 from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag
@@ -95,10 +95,10 @@ class CVAE(keras.Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.image_shape, encoder_classes, posterior_size = edge.checked_network(
+        self.image_shape, encoder_classes, posterior_size = model_checks.checked_network(
             "encoder", encoder, "image", MultivariateNormalDiag
         )
-        (self.latent_size,), decoder_classes, decoded_shape = edge.checked_network(
+        (self.latent_size,), decoder_classes, decoded_shape = model_checks.checked_network(
             "decoder", decoder, "latent", IndependentBernoulli
         )
         self.num_classes = decoder_classes or encoder_classes
@@ -108,7 +108,7 @@ class CVAE(keras.Model):
             ("encoder: number of classes", encoder_classes or self.num_classes, self.num_classes),
         ]
         if prior is not None:
-            (prior_classes,), _, prior_size = edge.checked_network(
+            (prior_classes,), _, prior_size = model_checks.checked_network(
                 "prior", prior, "one_hot", MultivariateNormalDiag, CouplingFlow
             )
             fits += [
@@ -119,8 +119,7 @@ class CVAE(keras.Model):
             if given != expected:
                 raise ValueError(f"{name}: expected {expected}, as of the other networks, got {given}")
         checks.integer("num_samples", num_samples, 1)
-        checks.integer("seed", seed, 0)
-        checks.number("seed", seed, 0, below=2**31)
+        checks.seed("seed", seed)
         self.encoder = encoder
         self.decoder = decoder
         self.prior_network = prior
@@ -157,7 +156,7 @@ class CVAE(keras.Model):
 
         Returns:
             `tfd.MultivariateNormalDiag`, or what else the prior network returns: event shape `[latent_size]`; batch
-            shape `[batch]`, or `[]` for N(0, I).
+            shape `[batch]`, or `[]` for N(0, I). A flow has no `mean` and `stddev`.
         """
         if self.prior_network is None:
             return tfd.MultivariateNormalDiag(loc=tf.zeros([self.latent_size]))
@@ -308,13 +307,13 @@ class CVAE(keras.Model):
             ValueError: If an array is not finite, out of range or of the wrong shape.
         """
         self._check_arrays(x, y)
-        x = edge.checked_dataset(x)
+        x = model_checks.checked_dataset(x)
         validation = kwargs.get("validation_data")
         if isinstance(validation, (tuple, list)):
             self._check_arrays(*validation[:2])
         elif validation is not None:
-            kwargs["validation_data"] = edge.checked_dataset(validation)
-        edge.check_callbacks(callbacks)
+            kwargs["validation_data"] = model_checks.checked_dataset(validation)
+        model_checks.check_callbacks(callbacks)
         return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
@@ -322,8 +321,8 @@ class CVAE(keras.Model):
         # `fit` validates through this method too, with what it has checked itself.
         if "_use_cached_eval_dataset" not in kwargs:
             self._check_arrays(x, y)
-            x = edge.checked_dataset(x)
-            edge.check_callbacks(callbacks)
+            x = model_checks.checked_dataset(x)
+            model_checks.check_callbacks(callbacks)
         return super().evaluate(x, y, *args, callbacks=callbacks, **kwargs)
 
     def predict_step(self, data: Any) -> tf.Tensor:
@@ -335,7 +334,7 @@ class CVAE(keras.Model):
     def predict(self, x: Any, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
         """Reconstructs images at the posterior mean, as `reconstruct`, after the checks of `fit`."""
         self._check_inputs(x)
-        edge.check_callbacks(callbacks)
+        model_checks.check_callbacks(callbacks)
         return super().predict(x, *args, callbacks=callbacks, **kwargs)
 
     def save(self, filepath: Any, overwrite: bool = True, save_format: str | None = None, **kwargs: Any) -> None:

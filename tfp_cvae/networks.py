@@ -175,4 +175,4 @@ class Builder(NamedTuple):
     depth: int
 
 
-BUILDERS = {"mlp": Builder(mlp, 500, 2), "residual": Builder(residual, 512, 2), "conv": Builder(conv, 24, 1)}
+BUILDERS = {"mlp": Builder(mlp, 500, 2), "residual": Builder(residual, 512, 2), "conv": Builder(conv, 32, 1)}

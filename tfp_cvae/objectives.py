@@ -77,7 +77,15 @@ def rate_per_dimension(output: Any) -> tf.Tensor:
 
     Returns:
         `[batch, latent_size]` float32, nats per image, >= 0.
+
+    Raises:
+        ValueError: If the prior is not diagonal, such as a flow.
     """
+    if exact_rate(output) is None:
+        raise ValueError(
+            "prior: expected a diagonal one for the rate of each dimension (free_bits), got "
+            f"{type(output.prior).__name__}, whose KL has no parts"
+        )
     posterior = tfd.Normal(output.posterior.mean(), output.posterior.stddev())
     prior = tfd.Normal(output.prior.mean(), output.prior.stddev())
     return tfd.kl_divergence(posterior, prior)

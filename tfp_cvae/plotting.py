@@ -109,12 +109,12 @@ def _show(axes: Axes, canvas: np.ndarray) -> None:
         spine.set_visible(False)
 
 
-def calibration(reliability: np.ndarray, selective_accuracy: Mapping[float, float], title: str) -> Figure:
+def calibration(reliability: np.ndarray, selective_accuracy: np.ndarray, title: str) -> Figure:
     """Reliability diagram, and accuracy on the images that are classified with the greatest confidence.
 
     Args:
         reliability: Mean confidence, accuracy and number of images of each bin, `[bins, 3]`.
-        selective_accuracy: Accuracy by the share of the images that is classified.
+        selective_accuracy: Rows of the share of the images that is classified, and the accuracy on them, `[s, 2]`.
         title: Title of the figure.
     """
     figure = Figure(figsize=(12, 4.8), layout="constrained")
@@ -129,8 +129,8 @@ def calibration(reliability: np.ndarray, selective_accuracy: Mapping[float, floa
     left.set_ylabel("accuracy", fontsize=_FONT_SIZE)
     left.set_title("Reliability (number of images at each point)", fontsize=_FONT_SIZE)
     left.legend(fontsize=_FONT_SIZE, frameon=False, loc="upper left")
-    share, error = np.array(sorted(selective_accuracy.items())).T
-    right.plot(100 * share, 100 * (1 - error), color="C2", marker="o")
+    share, selected = np.asarray(selective_accuracy).T
+    right.plot(100 * share, 100 * (1 - selected), color="C2", marker="o")
     right.set_ylim(bottom=0)
     right.set_xlabel("share of the images that is classified, the surest first (%)", fontsize=_FONT_SIZE)
     right.set_ylabel("error (%)", fontsize=_FONT_SIZE)

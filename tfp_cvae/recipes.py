@@ -23,7 +23,7 @@ class Recipe:
     reached: str
 
 
-_CONV = TrainConfig(network="conv", width=32, prior="flow", learning_rate=2e-3)
+_CONV = TrainConfig(network="conv", prior="flow", learning_rate=2e-3)
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
@@ -63,6 +63,8 @@ def recipe(name: str) -> TrainConfig:
 
 
 def table() -> str:
-    """The recipes, one below the other."""
+    """The recipes, with what they are for and what they reach."""
     width = max(map(len, RECIPES))
-    return "\n".join(f"{name:{width}}  {found.purpose}" for name, found in RECIPES.items())
+    return "\n".join(
+        f"{name:{width}}  {found.purpose}\n{'':{width}}  {found.reached}" for name, found in RECIPES.items()
+    )

@@ -1,10 +1,37 @@
 """The frozen result of an evaluation: the content of `evaluation.json`, with names and types."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from tfp_cvae.bounds import Estimate
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Mean over images and its standard error.
+
+    Attributes:
+        mean: Mean; NaN of no image.
+        standard_error: Standard deviation over the images divided by the square root of their number; NaN of fewer than
+            two.
+    """
+
+    mean: float
+    standard_error: float
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Estimate":
+        """Estimate of the mean of independent values, `[n]`."""
+        values = np.asarray(values, np.float64)
+        mean = float(values.mean()) if values.size else math.nan
+        spread = float(values.std(ddof=1)) if values.size > 1 else math.nan
+        return cls(mean, spread / math.sqrt(max(1, values.size)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary for JSON, NaN as None."""
+        return _plain(dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,7 +39,7 @@ class ClassEvaluation:
     """Results on the test images of one class, as in `Evaluation`.
 
     Attributes:
-        num_images: Number of test images.
+        num_images: Number of test images; without any, the estimates on them are NaN.
         elbo: ELBO.
         log_p_x_given_y: Importance-weighted estimate of log p(x|y).
         effective_sample_size: Of the importance weights.
@@ -30,18 +57,20 @@ class ClassEvaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Whether p(y|x) by Bayes' rule can be believed, as in `classification.Classification`.
+    """Whether p(y|x) by Bayes' rule can be believed.
 
     Attributes:
-        expected_calibration_error: In [0, 1].
-        reliability: Rows of mean confidence, accuracy and number of images, one for each bin.
-        selective_accuracy: Accuracy by the share of the images that is classified, the most confident first.
+        expected_calibration_error: Mean of |accuracy - confidence| over 15 bins of the confidence max_y p(y|x), all of
+            one width, weighted by their images; in [0, 1] (Guo et al. 2017, eq. 3).
+        reliability: Rows of mean confidence, accuracy and number of images, one for each bin that has any.
+        selective_accuracy: Rows of the share of the images that is classified, those with the greatest log-odds first,
+            and the accuracy on them.
         confusion: Number of images by true class (row) and class found (column).
     """
 
     expected_calibration_error: float
     reliability: list[list[float]]
-    selective_accuracy: Mapping[float, float]
+    selective_accuracy: list[list[float]]
     confusion: list[list[int]]
 
 
@@ -50,7 +79,7 @@ class LabelUse:
     """What the label does for the likelihood.
 
     Attributes:
-        elbo_wrong_label: ELBO under the other labels, the mean over them.
+        elbo_wrong_label: ELBO under the other labels, the mean over them; NaN if there is one class.
         information: log p(x|y) - log p(x), at most log of the number of classes if these are equally frequent.
         elbo_by_label: Mean ELBO by true class (row) and label given (column), nats per image.
     """
@@ -67,10 +96,11 @@ class LatentUse:
     Attributes:
         latent_size: Size of z.
         active_units: Dimensions with Var_x(E_q[z_j|x,y]) > 0.01.
-        variance_of_means: Var_x(E_q[z_j|x,y]) of each dimension.
+        variance_of_means: Var_x(E_q[z_j|x,y]) of each dimension, within the classes.
         rate_per_dimension: Mean KL of each dimension, nats per image; None if the prior is not diagonal.
-        linear_probe: Share of the images whose class logistic regression finds in z; None without classes.
-        chance: Share of the most frequent class, which a latent without class leaves; None without classes.
+        linear_probe: Share of the images whose class logistic regression finds in z, seen in the space of the prior's
+            noise (`latents.posterior_statistics`); None with fewer than two classes.
+        chance: Share of the most frequent class, which a latent without class leaves; None likewise.
     """
 
     latent_size: int
@@ -88,18 +118,21 @@ class SampleQuality:
     Attributes:
         classifier_accuracy: On real test images, of the classifier trained on real images.
         recognised: Of generated images, by that classifier, the mean over the classes.
-        recognised_worst_class: The least of the classes.
+        recognised_worst_class: The class of which the fewest are recognised.
         classification_accuracy_score: On real test images, of the same classifier trained on generated images only, as
             many of each class as real ones (Ravuri and Vinyals 2019).
         nearest_to_samples: Euclidean distance from a generated image to its nearest training image.
-        nearest_to_test_images: The same from real test images; much less to samples would be memory.
+        nearest_to_reconstructions: The same from reconstructed test images, which are as smooth as samples and not
+            remembered: much less to samples would be memory.
+        nearest_to_test_images: The same from the test images themselves.
     """
 
     classifier_accuracy: Estimate
     recognised: Estimate
-    recognised_worst_class: float
+    recognised_worst_class: Estimate
     classification_accuracy_score: Estimate
     nearest_to_samples: Estimate
+    nearest_to_reconstructions: Estimate
     nearest_to_test_images: Estimate
 
 
@@ -138,5 +171,13 @@ class Evaluation:
     protocol: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionary for JSON; what does not exist without classes is left out."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if value not in (None, {})}
+        """Plain dictionary for JSON: NaN is None, and what does not exist without classes is left out."""
+        return {key: value for key, value in _plain(dataclasses.asdict(self)).items() if value not in (None, {})}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -15,7 +15,7 @@ import numpy as np
 import tf_keras as keras
 
 from tfp_cvae.atomic import write_atomically
-from tfp_cvae.config import TrainConfig
+from tfp_cvae.config import Binarization, TrainConfig
 from tfp_cvae.data import HELD_OUT_SEED, Dataset
 from tfp_cvae.model import CVAE
 
@@ -145,7 +145,7 @@ class Run:
         evaluation = self.evaluation()
         protocol = evaluation["protocol"]
         bound = [
-            f"{key} {evaluation[key]['mean']:.2f} +- {evaluation[key]['standard_error']:.2f}"
+            f"{key} {evaluation[key]['mean']:.2f} +- {_rounded(evaluation[key]['standard_error'])}"
             for key in _BOUND
             if key in evaluation
         ]
@@ -161,9 +161,10 @@ class Run:
         """Writes `evaluation.json`.
 
         Args:
-            result: What was measured, by name, and `protocol`, to which the versions are added.
+            result: What was measured, by name, and `protocol`, to which is added what was trained on what.
         """
-        content = {**result, "protocol": {**result["protocol"], "versions": _versions()}}
+        origin = {"trained_on": self.config.dataset, "training_seed": self.config.seed, "versions": _versions()}
+        content = {**result, "protocol": {**result["protocol"], **origin}}
         text = json.dumps(content, indent=2, allow_nan=False)
         write_atomically(self.path / "evaluation.json", lambda file: file.write_text(text + "\n"))
 
@@ -179,6 +180,26 @@ class Run:
         return json.loads(file.read_text())
 
 
+def _rounded(error: float | None) -> str:
+    return "?" if error is None else f"{error:.2f}"
+
+
+def held_out_protocol(
+    dataset: Dataset, binarization: Binarization, num_images: int, num_samples: int
+) -> dict[str, Any]:
+    """What numbers on test images are numbers of: the `protocol` in `evaluation.json`."""
+    return {
+        "unit": "nats per image",
+        "dataset": dataset.name,
+        "split": "test",
+        "num_images": num_images,
+        "num_samples": num_samples,
+        "binarization": binarization,
+        "binarization_seed": HELD_OUT_SEED,
+        "comparable": binarization != "none",
+    }
+
+
 def _delete(path: pathlib.Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -187,7 +208,7 @@ def _delete(path: pathlib.Path) -> None:
 
 
 def _versions() -> dict[str, str]:
-    names = ("tfp-cvae", "tensorflow", "tf-keras", "tensorflow-probability", "numpy")
+    names = ("tfp-cvae", "tensorflow", "tf-keras", "tensorflow-probability", "numpy", "scikit-learn")
     found = {}
     for name in names:
         try:

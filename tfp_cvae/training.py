@@ -16,10 +16,10 @@ from tfp_cvae.bounds import evaluate_bound
 from tfp_cvae.build import build_cvae
 from tfp_cvae.callbacks import HistoryCSV, ImageGrid, KLWarmUp, SwapEMAWeights
 from tfp_cvae.config import TrainConfig
-from tfp_cvae.data import HELD_OUT_SEED, Dataset, Split
+from tfp_cvae.data import Dataset, Split
 from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate
 from tfp_cvae.model import CVAE
-from tfp_cvae.run import Run
+from tfp_cvae.run import Run, held_out_protocol
 from tfp_cvae.sources import load_dataset
 
 _STEPS_PER_EXECUTION = 50
@@ -88,16 +88,7 @@ def train(
         )
     best = run.model()
     bound = evaluate_bound(best, held_out_batches(dataset.test, config))
-    protocol = {
-        "unit": "nats per image",
-        "dataset": config.dataset,
-        "split": "test",
-        "num_images": bound.num_images,
-        "num_samples": bound.num_samples,
-        "binarization": config.binarization,
-        "binarization_seed": HELD_OUT_SEED,
-        "comparable": config.binarization != "none",
-    }
+    protocol = held_out_protocol(dataset, config.binarization, bound.num_images, bound.num_samples)
     run.write_evaluation({**bound.to_dict(), "protocol": protocol})
     figures.draw(run, best, dataset)
     return run
