@@ -21,6 +21,7 @@ def test_they_differ_and_are_listed(capsys):
     for name, found in RECIPES.items():
         assert name in out
         assert found.purpose in out
+        assert found.reached in out
 
 
 @pytest.mark.parametrize("arguments", [["train", "--recipe", "bets"], ["train", "--recipe=bets"]])

@@ -53,6 +53,8 @@ class Evaluate:
     """Importance samples K for each image; by default 5,000, or 100 with --quick."""
     num_images: int | None = None
     """Test images, a seeded choice; by default all, or 500 with --quick."""
+    label_margin: float = 20.0
+    """Nats below the best label, at a first look with 100 samples, at which a label is not weighed again."""
     seed: int = 0
     """Seed of importance samples, generated images and classifiers."""
     dataset: str | None = None
