@@ -417,7 +417,7 @@ def test_mistakes_in_generate(cvae, arguments, error, message):
         ({"latent_size": 0}, ValueError, "latent_size: expected an integer >= 1, got 0"),
         ({"network": "gan"}, ValueError, "network: expected one of mlp, residual, conv, got 'gan'"),
         ({"prior": "label", "num_classes": 0}, ValueError, "prior: expected standard for a model without classes"),
-        ({"prior": "vamp"}, ValueError, "prior: expected one of standard, label, got 'vamp'"),
+        ({"prior": "vamp"}, ValueError, "prior: expected one of standard, label, flow, got 'vamp'"),
         ({"num_classes": -1}, ValueError, "num_classes: expected an integer >= 0, got -1"),
         ({"image_shape": (28, 28)}, ValueError, r"image_shape: expected \(height, width, channels\), got \(28, 28\)"),
         ({"seed": 2**31}, ValueError, "seed: expected a number >= 0 and < 2147483648, got 2147483648"),
