@@ -12,8 +12,6 @@ from tfp_cvae.cli import main
 from tfp_cvae.config import TrainConfig
 from tfp_cvae.training import train
 
-pytestmark = pytest.mark.xdist_group("cli")
-
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):

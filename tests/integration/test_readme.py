@@ -16,8 +16,6 @@ from tfp_cvae.recognition import correct, recognised, train_classifier
 from tfp_cvae.run import Run
 from tfp_cvae.sources import load_dataset
 
-pytestmark = pytest.mark.xdist_group("readme")
-
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 
