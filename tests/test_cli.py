@@ -54,7 +54,8 @@ def test_train_prints_the_bound_and_where_the_pictures_are(tmp_path, npz, capfd)
 
 
 def test_evaluate_prints_and_keeps_the_numbers_and_draws_them(run_folder, capfd):
-    assert main(["evaluate", str(run_folder), "--quick", "--num-importance-samples", "120"]) == 0
+    flags = {"--num-importance-samples": "120", "--num-images": "20", "--label-margin": "7", "--seed": "5"}
+    assert main(["evaluate", str(run_folder), "--quick", *[word for flag in flags.items() for word in flag]]) == 0
     out, err = capfd.readouterr()
     assert err == ""
     result = json.loads((run_folder / "evaluation.json").read_text())
@@ -62,7 +63,9 @@ def test_evaluate_prints_and_keeps_the_numbers_and_draws_them(run_folder, capfd)
         assert set(result[name]) == {"mean", "standard_error"}
     assert f"{result['log_p_x_given_y']['mean']:.2f} +- {result['log_p_x_given_y']['standard_error']:.2f}" in out
     assert result["protocol"]["num_samples"] == 120
-    assert result["protocol"]["num_images"] == 24
+    assert result["protocol"]["num_images"] == 20
+    assert result["protocol"]["label_margin"] == 7
+    assert result["protocol"]["seed"] == 5
     assert result["protocol"]["versions"]["tf-keras"]
     for name in ("calibration", "class_tables", "latent", "neighbours"):
         picture = PIL.Image.open(run_folder / "figures" / f"{name}.png")

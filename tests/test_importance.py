@@ -251,6 +251,7 @@ def test_weights_that_are_not_finite_are_named(narrow):
         ({"num_samples": 0}, ValueError, "num_samples: expected an integer >= 1, got 0"),
         ({"num_samples": 2.0}, TypeError, "num_samples: expected an integer >= 1, got 2.0"),
         ({"seed": -1}, ValueError, "seed: expected an integer >= 0, got -1"),
+        ({"index": [0, 2]}, ValueError, "index: expected 0 to 1, got 2"),
         ({"label": None}, ValueError, "label: expected 0 to 2, got None"),
         ({"label": [0, 3]}, ValueError, "label: expected 0 to 2, got 3"),
         ({"label": [0, 1, 2]}, ValueError, "label: expected one for each of 2 images, got 3"),

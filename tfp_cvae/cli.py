@@ -17,7 +17,7 @@ import tyro
 from tfp_cvae import recipes
 from tfp_cvae.config import QUICK_EVALUATION, EvaluationConfig, TrainConfig
 
-_DESCRIPTION = "Class-conditional variational autoencoders: train, look, generate."
+_DESCRIPTION = "Class-conditional variational autoencoders: train, evaluate, generate."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +62,8 @@ class Evaluate:
 
     def run(self) -> None:
         """Runs the command."""
-        given = {
-            "num_importance_samples": self.num_importance_samples,
-            "num_images": self.num_images,
-            "seed": self.seed,
-        }
+        names = ("num_importance_samples", "num_images", "label_margin", "seed")
+        given = {name: getattr(self, name) for name in names}
         config = dataclasses.replace(
             QUICK_EVALUATION if self.quick else EvaluationConfig(),
             **{name: value for name, value in given.items() if value is not None},

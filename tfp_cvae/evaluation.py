@@ -57,7 +57,9 @@ def evaluate(
     # First what is quick, so that what does not work shows before the long pass.
     latent = _latent_use(cvae, dataset.train, image, label, binarization, config.seed)
     products = products_per_second(cvae, jit_compile=jit_compile)
-    samples, recognised = _sample_quality(cvae, dataset, config, verbose) if cvae.num_classes else (None, None)
+    samples, recognised = (
+        _sample_quality(cvae, dataset, config, binarization, verbose) if cvae.num_classes else (None, None)
+    )
     likelihood_begin = time.perf_counter()
     likelihood = likelihood_under_each_label(
         cvae,
@@ -205,7 +207,7 @@ def _latent_use(
 
 
 def _sample_quality(
-    cvae: CVAE, dataset: Dataset, config: EvaluationConfig, verbose: int
+    cvae: CVAE, dataset: Dataset, config: EvaluationConfig, binarization: Binarization, verbose: int
 ) -> tuple[SampleQuality, np.ndarray]:
     """Quality of the samples, and which of each class were recognised, `[num_classes, generated_per_class]`."""
     chosen = _choice(len(dataset.train), config.num_classifier_images, config.seed)
@@ -226,7 +228,7 @@ def _sample_quality(
     on_generated = classifier("generated images", generated)
     among_generated = _choice(len(generated), _NEAREST_IMAGES, config.seed)
     among_test = _choice(len(test), _NEAREST_IMAGES, config.seed)
-    reconstructed = cvae.reconstruct(test.binarized()[among_test], test.labels[among_test]).numpy()
+    reconstructed = cvae.reconstruct(test.binarized(binarization)[among_test], test.labels[among_test]).numpy()
     samples, reconstructions, test_images = (
         Estimate.of(recognition.nearest(images, dataset.train, count=1)[0])
         for images in (generated[among_generated], reconstructed, real_test[among_test])

@@ -92,6 +92,7 @@ def importance_estimate(
     index = np.arange(len(image)) if index is None else checks.integers("index", index)
     if not len(index) or not len(image):
         raise ValueError(f"image: expected at least one, got {len(image)} images for {len(index)} estimates")
+    checks.labels("index", index, len(image))
     one_hot = cvae.one_hot(label, len(index))
     group = max(1, round(batch_size / SAMPLES_PER_BLOCK))
     weigh = tf.function(_block_terms(cvae), jit_compile=jit_compile, autograph=False)
