@@ -122,6 +122,36 @@ def test_odd_sizes_invert_and_their_density_has_the_jacobian():
     np.testing.assert_allclose(model(label).log_prob(latent + 0.0)[0], expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("size", [2, 5])
+def test_flow_is_a_chain_of_real_nvp(size):
+    layer = CouplingFlow(size, depth=3, width=8)
+    one_hot = np.eye(3, dtype=np.float32)[[2, 0]]
+    layer(one_hot)
+    generator = np.random.default_rng(1)
+    for variable in layer.trainable_variables:
+        variable.assign(variable + 0.3 * generator.standard_normal(variable.shape))
+
+    def shift_and_log_scale(conditioner):
+        def apply(half, units):
+            shift, raw = np.split(conditioner([half, one_hot]).numpy(), [units], axis=-1)
+            return shift, 2 * np.tanh(raw / 2)
+
+        return apply
+
+    read = size // 2
+    chain = tfb.Chain(
+        [
+            tfb.RealNVP(num_masked=masked, shift_and_log_scale_fn=shift_and_log_scale(conditioner))
+            for masked, conditioner in zip([read, -read, read], layer.conditioners, strict=True)
+        ]
+    )
+    expected = tfd.TransformedDistribution(tfd.MultivariateNormalDiag(tf.zeros([2, size])), chain)
+    noise = generator.standard_normal((2, size)).astype(np.float32)
+    found = layer(one_hot)
+    np.testing.assert_allclose(found.bijector.forward(noise), chain.forward(noise), rtol=1e-5)
+    np.testing.assert_allclose(found.log_prob(noise), expected.log_prob(noise), rtol=1e-5)
+
+
 def test_a_model_with_a_flow_trains_saves_and_generates(dataset, tmp_path):
     keras.utils.set_random_seed(0)
     cvae = build_cvae(dataset.image_shape, 3, latent_size=4, width=16, prior="flow")
@@ -142,6 +172,8 @@ def test_a_model_with_a_flow_trains_saves_and_generates(dataset, tmp_path):
 
 
 def test_mistakes():
+    with pytest.raises(ValueError, match="depth: expected an integer >= 1, got 0"):
+        CouplingFlow(2, depth=0)
     with pytest.raises(ValueError, match="event_shape: expected at least 2, as each half moves the other, got 1"):
         CouplingFlow(1)
     with pytest.raises(ValueError, match="prior: expected standard for a model without classes, got flow"):

@@ -27,6 +27,9 @@ def test_lower_bound(epochs):
     np.testing.assert_array_equal(bound.lines[1].get_ydata(), history["val_elbo"])
     np.testing.assert_array_equal(parts.lines[2].get_ydata(), history["rate"])
     assert pixels(figure).std() > 0
+    # What `fit` returns has lists, and no epochs.
+    of_fit = plotting.lower_bound({name: list(values) for name, values in history.items() if name != "epoch"})
+    np.testing.assert_array_equal(pixels(of_fit), pixels(plotting.lower_bound(history)))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -48,5 +51,5 @@ def test_image_table_shows_each_image_in_its_place(channels):
 
 def test_bytes_and_probabilities_look_the_same():
     images = np.random.default_rng(0).integers(0, 256, (2, 2, 4, 4, 1)).astype(np.uint8)
-    one, other = (plotting.image_table(kind, ["a", "b"], [], title="") for kind in (images, images / 255))
+    one, other = (plotting.image_table(kind) for kind in (images, images / 255))
     np.testing.assert_allclose(one.axes[0].images[0].get_array(), other.axes[0].images[0].get_array(), atol=1e-6)

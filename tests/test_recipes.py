@@ -1,10 +1,17 @@
+import csv
 import dataclasses
+import json
+import pathlib
+import re
+import statistics
 
 import pytest
 
 from tfp_cvae import cli
 from tfp_cvae.config import TrainConfig
 from tfp_cvae.recipes import RECIPES, recipe
+
+RESULTS = pathlib.Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 
 
 def test_a_recipe_sets_what_no_flag_does():
@@ -22,6 +29,31 @@ def test_they_differ_and_are_listed(capsys):
         assert name in out
         assert found.purpose in out
         assert found.reached in out
+
+
+def test_what_they_reached_is_in_the_results():
+    """Each figure is that of the results to its last digit."""
+    best = json.loads((RESULTS / "best-evaluation.json").read_text())
+    with (RESULTS / "likelihood.csv").open(newline="") as lines:
+        measured = {row["run"]: row for row in csv.DictReader(lines)}
+    expected = {
+        "best": {
+            "ELBO": best["elbo"]["mean"],
+            "log p(x|y)": best["log_p_x_given_y"]["mean"],
+            "log p(x)": best["log_p_x"]["mean"],
+            "right": 100 * best["bayes_accuracy"]["mean"],
+        }
+    }
+    for name, runs in {"ten-minutes": ["ten0", "ten1", "ten2"], "homework": ["homework"], "default": ["mnist"]}.items():
+        columns = {"ELBO": "elbo", "log p(x|y)": "log_p_x_given_y"}
+        expected[name] = {
+            word: statistics.mean(float(measured[run][column]) for run in runs) for word, column in columns.items()
+        }
+        assert all(int(measured[run]["recipe_epochs"]) == RECIPES[name].config.epochs for run in runs)
+    for name, found in RECIPES.items():
+        said = dict(re.findall(r"(ELBO|log p\(x\|y\)|log p\(x\)) (-\d+\.\d)", found.reached))
+        said.update({word: number for number, word in re.findall(r"([\d.]+)% (right)", found.reached)})
+        assert said == {word: f"{value:.1f}" for word, value in expected[name].items()}
 
 
 @pytest.mark.parametrize("arguments", [["train", "--recipe", "bets"], ["train", "--recipe=bets"]])

@@ -53,7 +53,8 @@ def evaluate_bound(cvae: CVAE, batches: Iterable[Any]) -> Bound:
         output = cvae(inputs, training=False)
         return objectives.rate(output), objectives.distortion(image, output), objectives.iwae(image, output)
 
-    parts = [[part.numpy() for part in terms(*batch)] for batch in batches]
+    # As a concrete function, for TensorFlow would warn of the tracings where several models are measured.
+    parts = [[part.numpy() for part in terms.get_concrete_function(*batch)(*batch)] for batch in batches]
     rate, distortion, iwae = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Bound(
         elbo=Estimate.of(-distortion - rate),

@@ -70,6 +70,16 @@ def unit_interval(name: str, value: np.ndarray, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name}: expected values in [0, 1], got {value.min()} to {value.max()}{hint}")
 
 
+def finite(name: str, value: Any, size: int) -> np.ndarray:
+    """Returns an array as float32 if it is `[n, size]` and finite."""
+    array = np.asarray(value, np.float32)
+    if array.ndim != 2 or array.shape[1] != size:
+        raise ValueError(f"{name}: expected shape [n, {size}], got {list(array.shape)}")
+    if not np.all(np.isfinite(array)):
+        raise ValueError(f"{name}: expected finite numbers, got {array[~np.isfinite(array)][0]}")
+    return array
+
+
 def sum_to_one(name: str, value: np.ndarray) -> None:
     """Checks that each row is one-hot, or a mixture of classes."""
     sums = value.sum(axis=-1)

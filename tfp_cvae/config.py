@@ -161,7 +161,7 @@ class EvaluationConfig:
     num_classifier_images: int | None = None
     """Training images of the classifiers; by default all."""
     classifier_epochs: int = 6
-    """Passes of the classifiers over them."""
+    """Passes of the classifiers over them; more over few images, for at least 200 steps."""
     label_margin: float = 20.0
     """Nats below the best label, at a first look with 100 samples, at which a label is not weighed again."""
     seed: int = 0
@@ -178,5 +178,9 @@ class EvaluationConfig:
 
 
 QUICK_EVALUATION = EvaluationConfig(
-    num_importance_samples=100, num_images=500, generated_per_class=100, num_classifier_images=10_000
+    num_importance_samples=100,
+    num_images=500,
+    generated_per_class=100,
+    num_classifier_images=10_000,
+    classifier_epochs=4,
 )

@@ -178,6 +178,10 @@ class Dataset:
         """Number of classes."""
         return len(self.class_names)
 
+    def class_probabilities(self) -> np.ndarray:
+        """p(y), the share of each class in the training split: `[num_classes]` float64."""
+        return np.bincount(self.train.labels, minlength=self.num_classes) / len(self.train)
+
 
 def make_dataset(
     name: str,

@@ -147,8 +147,7 @@ def _likelihood_results(
         nothing = dict.fromkeys(("log_p_x_given_y", "bayes_accuracy", "calibration", "label"))
         return {**results, **nothing, "log_p_x": Estimate.of(log_likelihood), "per_class": {}}
     # log p(x,y) = log p(x|y) + log p(y)
-    frequency = np.bincount(dataset.train.labels, minlength=dataset.num_classes) / len(dataset.train)
-    log_joint = likelihood.blind + np.log(frequency)
+    log_joint = likelihood.blind + np.log(dataset.class_probabilities())
     log_evidence = np.logaddexp.reduce(log_joint, axis=1)
     correct, calibration = classify(log_joint, label)
     classes = [label == number for number in range(dataset.num_classes)]

@@ -1,20 +1,16 @@
 """The figures of a run: what `plotting` is given, and the files that come of it."""
 
-import functools
 import pathlib
 from collections.abc import Iterator
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tfp_cvae import checks, plotting, recognition
-from tfp_cvae.atomic import write_atomically
+from tfp_cvae import checks, pictures, plotting, recognition
 from tfp_cvae.data import Dataset
 from tfp_cvae.model import CVAE
 from tfp_cvae.run import Run
 
-_DPI = 150
 _SAMPLES = 12
 _STYLES = 10
 _NEIGHBOURS = 8
@@ -67,18 +63,11 @@ def save_samples(run: Run, label: str | None, count: int, seed: int, path: pathl
         ValueError: If the label does not exist, or the format of the picture is not known.
     """
     checks.integer("count", count, 1)
-    formats = FigureCanvasAgg.get_supported_filetypes()
-    if path.suffix.lstrip(".").lower() not in formats:
-        raise ValueError(f"output: expected a picture format as suffix ({', '.join(formats)}), got {str(path)!r}")
+    pictures.check(path)
     number = _class_number(run, label)
     images = run.model().generate(None if number is None else [number] * count, seed).numpy()
-    columns = min(count, 8)
-    blank = np.ones((-count % columns, *images.shape[1:]), np.float32)
-    table = np.concatenate([images, blank]).reshape(-1, columns, *images.shape[1:])
     name = "" if number is None else f", class {run.class_names[number]}"
-    title = f"{run.config.dataset}{name}: seeds {seed} to {seed + count - 1}"
-    figure = plotting.image_table(table, [""] * len(table), [], title=title)
-    write_atomically(path, functools.partial(figure.savefig, dpi=_DPI, bbox_inches="tight"))
+    pictures.save_samples(images, f"{run.config.dataset}{name}: seeds {seed} to {seed + count - 1}", path)
 
 
 def _write(run: Run, figures: Iterator[tuple[str, Figure]]) -> list[pathlib.Path]:
@@ -87,20 +76,20 @@ def _write(run: Run, figures: Iterator[tuple[str, Figure]]) -> list[pathlib.Path
     drawn = []
     for name, figure in figures:
         path = folder / f"{name}.png"
-        write_atomically(path, functools.partial(figure.savefig, dpi=_DPI, bbox_inches="tight"))
+        pictures.save(figure, path)
         drawn.append(path)
     return drawn
 
 
 def _class_number(run: Run, label: str | None) -> int | None:
     names = run.class_names
+    expected = f"one of the classes {', '.join(names)}" if names else "none, as the model has no classes"
     if (label is None) != (not names):
-        expected = f"a class ({', '.join(names)})" if names else "none, as the model has no classes"
-        raise ValueError(f"label: expected {expected}, got {label}")
+        raise ValueError(f"label: expected {expected}, got {label or 'none; give one (--label)'}")
     if label is None or label in names:
         return None if label is None else names.index(label)
     if not label.isdecimal() or int(label) >= len(names):
-        raise ValueError(f"label: expected a class ({', '.join(names)}) or 0 to {len(names) - 1}, got {label}")
+        raise ValueError(f"label: expected {expected} (or the number of one, from 0), got {label}")
     return int(label)
 
 
@@ -119,7 +108,7 @@ def _figures(run: Run, cvae: CVAE, dataset: Dataset | None) -> Iterator[tuple[st
             "generated_by_epoch",
             plotting.image_table(
                 images.swapaxes(0, 1),
-                run.class_names or [""] * images.shape[1],
+                run.class_names,
                 [str(epoch) for epoch in epochs],
                 title=f"{name}: the same latent after each epoch",
                 row_label="class" if run.class_names else "",
@@ -139,8 +128,7 @@ def _classes(run: Run, cvae: CVAE) -> Figure:
     images = cvae.generate(label, seeds).numpy()
     return plotting.image_table(
         images.reshape(rows, _SAMPLES, *images.shape[1:]),
-        run.class_names or [""] * rows,
-        [],
+        run.class_names,
         title=f"{run.config.dataset}: fresh samples",
         row_label="class" if run.class_names else "",
     )

@@ -1,6 +1,6 @@
 """A prior p(z|y) that is as flexible as the aggregate of the posteriors asks for: a normalizing flow."""
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -8,6 +8,7 @@ import tf_keras as keras
 from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import distributions as tfd
 
+from tfp_cvae import checks
 from tfp_cvae.layers import SerializableDistributionLambda
 from tfp_cvae.networks import add_label
 
@@ -35,8 +36,8 @@ class CouplingFlow(SerializableDistributionLambda):
         one_hot: `[batch, num_classes]` float.
 
     Returns:
-        `tfd.TransformedDistribution` with batch shape `[batch]` and event shape `[d]`. As a tensor it is the image of
-        the mean of N(0, I), as its own mean has no closed form.
+        `tfd.TransformedDistribution` with batch shape `[batch]` and event shape `[d]`. As a tensor it is the mean of
+        the N(0, I) that it transforms, as its own has no closed form.
 
     Raises:
         ValueError: If `event_shape` is less than 2.
@@ -45,21 +46,20 @@ class CouplingFlow(SerializableDistributionLambda):
     def __init__(self, event_shape: int, depth: int = 8, width: int = 128, **kwargs: Any) -> None:
         if event_shape < 2:
             raise ValueError(f"event_shape: expected at least 2, as each half moves the other, got {event_shape}")
+        checks.integer("depth", depth, 1)
         super().__init__(
             self._distribution,
             int(event_shape),
-            convert_to_tensor_fn=lambda flow: flow.bijector.forward(flow.distribution.mean()),
+            convert_to_tensor_fn=lambda flow: flow.distribution.mean(),
             **kwargs,
         )
         self.depth = depth
         self.width = width
 
     def build(self, input_shape: tf.TensorShape) -> None:
-        masked = self.event_shape // 2
-        # Negative sizes count from the end of the vector.
-        self._masked = [masked if index % 2 == 0 else -masked for index in range(self.depth)]
+        read = self.event_shape // 2
         self.conditioners = [
-            _conditioner(masked, input_shape[-1], self.width, self.event_shape - masked) for _ in self._masked
+            _conditioner(read, input_shape[-1], self.width, self.event_shape - read) for _ in range(self.depth)
         ]
         super().build(input_shape)
 
@@ -67,12 +67,87 @@ class CouplingFlow(SerializableDistributionLambda):
         return {**super().get_config(), "depth": self.depth, "width": self.width}
 
     def _distribution(self, one_hot: tf.Tensor) -> tfd.Distribution:
-        couplings = [
-            tfb.RealNVP(num_masked=masked, shift_and_log_scale_fn=functools.partial(_apply, conditioner, one_hot))
-            for masked, conditioner in zip(self._masked, self.conditioners, strict=True)
-        ]
         loc = tf.zeros([tf.shape(one_hot)[0], self.event_shape])
-        return tfd.TransformedDistribution(tfd.MultivariateNormalDiag(loc=loc), tfb.Chain(couplings))
+        # As a function, or Keras would track the networks a second time, through the distribution that it keeps.
+        couplings = _Couplings(lambda index, inputs: self.conditioners[index](inputs), self.depth, one_hot)
+        return tfd.TransformedDistribution(tfd.MultivariateNormalDiag(loc=loc), couplings)
+
+
+class _Couplings(tfb.Bijector):
+    """Affine couplings, which `inverse` undoes from the first to the last.
+
+    The same as a `tfb.Chain` of `tfb.RealNVP`, in a graph of a fraction of the size.
+
+    Args:
+        conditioner: From the number of a coupling and [the half that it reads, label] to shift and raw log-scale.
+        depth: Number of couplings.
+        one_hot: `[batch, num_classes]` float.
+    """
+
+    def __init__(
+        self, conditioner: Callable[[int, list[tf.Tensor]], tf.Tensor], depth: int, one_hot: tf.Tensor
+    ) -> None:
+        self._conditioner = conditioner
+        self._depth = depth
+        self._one_hot = one_hot
+        self._undone: tuple[tf.Tensor, tf.Tensor] | None = None
+        super().__init__(forward_min_event_ndims=1, name="couplings")
+
+    def _forward(self, noise: tf.Tensor) -> tf.Tensor:
+        vector, one_hot = self._rows(noise)
+        for index in reversed(range(self._depth)):
+            read, moved = _halves(vector, index)
+            shift, log_scale = self._shift_and_log_scale(index, read, one_hot)
+            vector = _joined(read, moved * tf.exp(log_scale) + shift, index)
+        return tf.reshape(vector, tf.shape(noise))
+
+    def _inverse(self, vector: tf.Tensor) -> tf.Tensor:
+        noise, log_det = self._undo(vector)
+        # A density asks for the determinant next.
+        self._undone = (vector, log_det)
+        return noise
+
+    def _inverse_log_det_jacobian(self, vector: tf.Tensor) -> tf.Tensor:
+        undone, self._undone = self._undone, None
+        return undone[1] if undone is not None and undone[0] is vector else self._undo(vector)[1]
+
+    def _undo(self, vector: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The noise that becomes a vector, and the log-determinant."""
+        noise, one_hot = self._rows(vector)
+        log_det = tf.zeros([])
+        for index in range(self._depth):
+            read, moved = _halves(noise, index)
+            shift, log_scale = self._shift_and_log_scale(index, read, one_hot)
+            noise = _joined(read, (moved - shift) * tf.exp(-log_scale), index)
+            log_det -= tf.reduce_sum(log_scale, axis=-1)
+        shape = tf.shape(vector)
+        return tf.reshape(noise, shape), tf.reshape(log_det, shape[:-1])
+
+    def _rows(self, vector: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Vectors `[..., batch, d]` as `[rows, d]`, and the label of each row."""
+        one_hot = tf.broadcast_to(
+            self._one_hot, tf.concat([tf.shape(vector)[:-1], tf.shape(self._one_hot)[-1:]], axis=0)
+        )
+        return tf.reshape(vector, [-1, vector.shape[-1]]), tf.reshape(one_hot, [-1, one_hot.shape[-1]])
+
+    def _shift_and_log_scale(self, index: int, read: tf.Tensor, one_hot: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        shift, raw = tf.split(self._conditioner(index, [read, one_hot]), 2, axis=-1)
+        # Bounded, so that no step of the optimizer can make a density explode.
+        return shift, 2 * tf.tanh(raw / 2)
+
+
+def _halves(vector: tf.Tensor, index: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The half that a coupling reads, of size d // 2, and the one that it moves: they take turns."""
+    size = vector.shape[-1]
+    if index % 2 == 0:
+        read, moved = tf.split(vector, [size // 2, size - size // 2], axis=-1)
+    else:
+        moved, read = tf.split(vector, [size - size // 2, size // 2], axis=-1)
+    return read, moved
+
+
+def _joined(read: tf.Tensor, moved: tf.Tensor, index: int) -> tf.Tensor:
+    return tf.concat([read, moved] if index % 2 == 0 else [moved, read], axis=-1)
 
 
 def flow_prior(num_classes: int, latent_size: int) -> keras.Model:
@@ -81,24 +156,11 @@ def flow_prior(num_classes: int, latent_size: int) -> keras.Model:
     return keras.Model(one_hot, CouplingFlow(latent_size)(one_hot), name="prior")
 
 
-def _conditioner(masked: int, num_classes: int, width: int, units: int) -> keras.Model:
-    """Network from the masked half and the label to shift and raw log-scale of the other half."""
-    half, one_hot = keras.Input((masked,)), keras.Input((num_classes,))
+def _conditioner(read: int, num_classes: int, width: int, moved: int) -> keras.Model:
+    """Network from the half that is read and the label to shift and raw log-scale of the half that is moved."""
+    half, one_hot = keras.Input((read,)), keras.Input((num_classes,))
     hidden = half
     for _ in range(2):
         hidden = add_label(keras.layers.Dense(width, use_bias=False)(hidden), one_hot)
         hidden = keras.layers.Activation("silu")(hidden)
-    return keras.Model([half, one_hot], keras.layers.Dense(2 * units, kernel_initializer="zeros")(hidden))
-
-
-def _apply(
-    conditioner: keras.Model, one_hot: tf.Tensor, half: tf.Tensor, units: int, **kwargs: Any
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Shift and log-scale for `[..., batch, masked]`, each `[..., batch, units]`."""
-    del kwargs
-    batch_shape = tf.shape(half)[:-1]
-    one_hot = tf.broadcast_to(one_hot, tf.concat([batch_shape, tf.shape(one_hot)[-1:]], axis=0))
-    flat = conditioner([tf.reshape(half, [-1, half.shape[-1]]), tf.reshape(one_hot, [-1, one_hot.shape[-1]])])
-    shift, raw = tf.split(tf.reshape(flat, tf.concat([batch_shape, [2 * units]], axis=0)), 2, axis=-1)
-    # Bounded, so that no step of the optimizer can make a density explode.
-    return shift, 2 * tf.tanh(raw / 2)
+    return keras.Model([half, one_hot], keras.layers.Dense(2 * moved, kernel_initializer="zeros")(hidden))

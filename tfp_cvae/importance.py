@@ -95,17 +95,14 @@ def importance_estimate(
     checks.labels("index", index, len(image))
     one_hot = cvae.one_hot(label, len(index))
     group = max(1, round(batch_size / SAMPLES_PER_BLOCK))
-    weigh = tf.function(_block_terms(cvae), jit_compile=jit_compile, autograph=False)
-
-    @tf.function(autograph=False)
-    def estimate(image: tf.Tensor, one_hot: tf.Tensor | None) -> tuple[tf.Tensor, ...]:
-        return _estimate(cvae, weigh, image, one_hot, num_samples, seed)
+    estimate = tf.function(estimator(cvae, num_samples, jit_compile=jit_compile), autograph=False)
+    seed = tf.constant(seed, tf.int64)
 
     parts = []
     for start in range(0, len(index), group):
         # Always full groups, so that the function is traced once and each image has the same products.
         rows = np.minimum(np.arange(start, start + group), len(index) - 1)
-        found = estimate(tf.constant(image[index[rows]]), None if one_hot is None else tf.gather(one_hot, rows))
+        found = estimate(tf.constant(image[index[rows]]), None if one_hot is None else tf.gather(one_hot, rows), seed)
         kept = min(group, len(index) - start)
         parts.append([np.asarray(part, np.float64)[:kept] for part in found])
         if not np.all(np.isfinite(parts[-1])):
@@ -203,15 +200,37 @@ def _block_terms(cvae: CVAE) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
     return terms
 
 
+def estimator(
+    cvae: CVAE, num_samples: int, *, jit_compile: bool = False
+) -> Callable[[tf.Tensor, tf.Tensor | None, tf.Tensor], tuple[tf.Tensor, ...]]:
+    """Makes the function that `importance_estimate` runs for each group of images, for other graphs to run too.
+
+    Args:
+        cvae: The model.
+        num_samples: Importance samples K, >= 1.
+        jit_compile: Whether to compile the blocks with XLA.
+
+    Returns:
+        Function of image `[n, height, width, channels]` float32 with n static, one_hot `[n, num_classes]` float32 or
+        None, and seed `[]` int64 in [0, 2**31), to log-likelihood, effective sample size, rate and distortion, each
+        `[n]` float32.
+    """
+    weigh = tf.function(_block_terms(cvae), jit_compile=jit_compile, autograph=False)
+
+    def estimate(image: tf.Tensor, one_hot: tf.Tensor | None, seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return _estimate(cvae, weigh, image, one_hot, num_samples, seed)
+
+    return estimate
+
+
 def _estimate(
     cvae: CVAE,
     weigh: Callable[..., tuple[tf.Tensor, tf.Tensor]],
     image: tf.Tensor,
     one_hot: tf.Tensor | None,
     num_samples: int,
-    seed: int,
+    seed: tf.Tensor,
 ) -> tuple[tf.Tensor, ...]:
-    """Log-likelihood, effective sample size, rate and distortion of a group of images, each `[group]`."""
     posterior = cvae.posterior(image, one_hot)
     mean, stddev = posterior.mean(), posterior.stddev()
     image_seed = cvae.image_seed(image)
@@ -220,7 +239,7 @@ def _estimate(
     def block(index: tf.Tensor, largest: tf.Tensor, total: tf.Tensor, squares: tf.Tensor, terms: tf.Tensor) -> tuple:
         # Blocks count from 1: the stream `seed` itself is that of the samples which `cvae(image)` draws. The noise is
         # drawn outside of `weigh`, as XLA would draw another one.
-        stream = tf.cast(seed, tf.int64) + (tf.cast(index, tf.int64) + 1) * 2**31
+        stream = seed + (tf.cast(index, tf.int64) + 1) * 2**31
         noise = standard_normal(image_seed, [SAMPLES_PER_BLOCK, cvae.latent_size], stream=stream)
         noise = tf.ensure_shape(noise, [size, SAMPLES_PER_BLOCK, cvae.latent_size])
         log_likelihood, log_ratio = (

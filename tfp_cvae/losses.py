@@ -58,7 +58,7 @@ class NegativeELBO(keras.losses.Loss):
             rate = tf.reduce_sum(tf.maximum(per_dimension, self.free_bits))
         else:
             rate = objectives.rate(y_pred)
-        return objectives.distortion(image, y_pred) + self.kl_weight * rate
+        return objectives.distortion(image, y_pred) + tf.cast(self.kl_weight, rate.dtype) * rate
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "kl_weight": float(self.kl_weight), "free_bits": self.free_bits}

@@ -9,19 +9,20 @@ from matplotlib.ticker import MaxNLocator
 
 _FONT_SIZE = 13
 _IMAGE_INCHES = 0.62
+_LONG_NAME = 7
 
 
-def lower_bound(history: Mapping[str, np.ndarray], title: str = "Evidence lower bound") -> Figure:
+def lower_bound(history: Mapping[str, Sequence[float] | np.ndarray], title: str = "Evidence lower bound") -> Figure:
     """Bound against epoch, and beside it rate and distortion, for training and validation.
 
     Args:
-        history: Columns `epoch`, `elbo`, `rate`, `distortion` and, if there was a validation, the same with `val_`
-            before the name; in nats per image.
+        history: Columns `elbo`, `rate`, `distortion` and, if there was a validation, the same with `val_` before the
+            name, in nats per image, as of the `history` that `fit` returns; `epoch` if it is not 1, 2, ...
         title: Title of the figure.
     """
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     bound, parts = figure.subplots(1, 2)
-    epoch = history["epoch"]
+    epoch = history.get("epoch", np.arange(1, len(history["elbo"]) + 1))
     for axes, names in ((bound, ("elbo",)), (parts, ("distortion", "rate"))):
         for color, name in enumerate(names):
             label = "" if name == "elbo" else f"{name}, "
@@ -53,10 +54,10 @@ def lower_bound(history: Mapping[str, np.ndarray], title: str = "Evidence lower 
 
 def image_table(
     images: np.ndarray,
-    row_names: Sequence[str],
-    column_names: Sequence[str],
+    row_names: Sequence[str] = (),
+    column_names: Sequence[str] = (),
     *,
-    title: str,
+    title: str = "",
     row_label: str = "",
     column_label: str = "",
     gap_after: int = 0,
@@ -65,7 +66,7 @@ def image_table(
 
     Args:
         images: `[rows, columns, height, width, channels]` float in [0, 1] or uint8; grey with 1 channel, RGB with 3.
-        row_names: Names of the rows.
+        row_names: Names of the rows; empty for none.
         column_names: Names of the columns; empty for none.
         title: Title of the figure.
         row_label: What the rows are.
@@ -88,14 +89,15 @@ def image_table(
     figure = Figure(figsize=(max(size[0], 5.0) + 1.3, size[1] + 1.1), layout="constrained")
     axes = figure.subplots()
     _show(axes, canvas)
-    axes.set_yticks(np.arange(rows) * (height + gap) + height / 2, row_names, fontsize=_FONT_SIZE)
+    axes.set_yticks((np.arange(rows) * (height + gap) + height / 2)[: len(row_names)], row_names, fontsize=_FONT_SIZE)
     axes.set_xticks((offsets + width / 2)[: len(column_names)], column_names, fontsize=_FONT_SIZE - 2)
-    for text in axes.get_xticklabels():
-        # Longer names would run into each other.
-        text.set_rotation(90 if len(text.get_text()) > 6 else 0)
+    if any(len(name) > _LONG_NAME for name in column_names):
+        # They would run into each other.
+        axes.tick_params(axis="x", rotation=90)
     axes.set_ylabel(row_label, fontsize=_FONT_SIZE)
     axes.set_xlabel(column_label, fontsize=_FONT_SIZE)
-    figure.suptitle(title, fontsize=_FONT_SIZE + 1)
+    if title:
+        figure.suptitle(title, fontsize=_FONT_SIZE + 1)
     return figure
 
 

@@ -30,22 +30,22 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "default": Recipe(
             "plain MLP with a falling learning rate: small, quick, no surprises",
             TrainConfig(),
-            "MNIST, 100 epochs, 11 minutes: ELBO -85.7 nats",
+            "MNIST, 11 minutes: ELBO -85.7, log p(x|y) -83.3 nats",
         ),
         "homework": Recipe(
             "the report that this package began as: plain MLP 500-500, constant learning rate",
             TrainConfig(learning_rate_schedule="constant"),
-            "not measured yet",
+            "MNIST, 11 minutes: ELBO -88.3, log p(x|y) -84.1 nats",
         ),
         "ten-minutes": Recipe(
             "the most for ten minutes of training on the full MNIST with two cores",
             dataclasses.replace(_CONV, epochs=10),
-            "not measured yet",
+            "MNIST, 10 minutes: ELBO -82.0, log p(x|y) -79.5 nats, means of 3 training seeds",
         ),
         "best": Recipe(
             "the best likelihood for at most 90 minutes of training on the full MNIST with two cores",
             dataclasses.replace(_CONV, epochs=80),
-            "MNIST, 75 minutes: ELBO -79.7 nats",
+            "MNIST, 75 minutes: ELBO -79.7, log p(x|y) -77.7, log p(x) -79.9 nats; Bayes' rule 99.2% right",
         ),
     }
 )

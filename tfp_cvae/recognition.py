@@ -9,12 +9,14 @@ from tfp_cvae.model import CVAE
 
 _BATCH_SIZE = 128
 _GENERATED_AT_ONCE = 500
+_SHIFT = 0.08
+_MIN_STEPS = 200
 
 
 def train_classifier(
     images: np.ndarray, labels: np.ndarray, num_classes: int, *, epochs: int = 6, seed: int = 0, verbose: int = 0
 ) -> keras.Model:
-    """Trains a small convolutional classifier.
+    """Trains a small convolutional classifier, on images that it moves about a little.
 
     Sets the global seed of Keras.
 
@@ -22,7 +24,7 @@ def train_classifier(
         images: `[n, height, width, channels]` float32, grey, in [0, 1].
         labels: `[n]` integer, in [0, num_classes).
         num_classes: Number of classes.
-        epochs: Passes over the images.
+        epochs: Passes over the images; more of them over few images, for at least 200 steps.
         seed: Seed of weights, order and dropout.
         verbose: As for `fit`.
 
@@ -33,8 +35,11 @@ def train_classifier(
     classifier = keras.Sequential(
         [
             keras.Input(images.shape[1:]),
-            keras.layers.Conv2D(32, 5, strides=2, padding="same", activation="relu"),
-            keras.layers.Conv2D(64, 3, strides=2, padding="same", activation="relu"),
+            # Active in training only.
+            keras.layers.RandomTranslation(_SHIFT, _SHIFT, fill_mode="nearest"),
+            *_convolution(32, kernel_size=5),
+            *_convolution(64, kernel_size=3),
+            *_convolution(128, kernel_size=3),
             keras.layers.Flatten(),
             keras.layers.Dropout(0.3),
             keras.layers.Dense(128, activation="relu"),
@@ -42,14 +47,25 @@ def train_classifier(
             keras.layers.Dense(num_classes),
         ]
     )
-    steps = epochs * -(-len(images) // _BATCH_SIZE)
+    steps_per_epoch = -(-len(images) // _BATCH_SIZE)
+    epochs = max(epochs, -(-_MIN_STEPS // steps_per_epoch))
     classifier.compile(
-        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(2e-3, steps)),
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(2e-3, epochs * steps_per_epoch)),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
     classifier.fit(images, labels, batch_size=_BATCH_SIZE, epochs=epochs, verbose=verbose)
     return classifier
+
+
+def _convolution(filters: int, kernel_size: int) -> list[keras.layers.Layer]:
+    return [
+        keras.layers.Conv2D(filters, kernel_size, padding="same", use_bias=False),
+        # Of so short a memory that few steps are enough for it.
+        keras.layers.BatchNormalization(momentum=0.9),
+        keras.layers.ReLU(),
+        keras.layers.MaxPooling2D(padding="same"),
+    ]
 
 
 def correct(classifier: keras.Model, images: np.ndarray, labels: np.ndarray) -> np.ndarray:

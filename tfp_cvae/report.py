@@ -2,17 +2,26 @@
 
 import math
 
-from tfp_cvae.results import Calibration, ClassEvaluation, Estimate, Evaluation, LabelUse, LatentUse, SampleQuality
+from tfp_cvae.results import (
+    Calibration,
+    ClassEvaluation,
+    Estimate,
+    Evaluation,
+    LabelUse,
+    LatentUse,
+    SampleQuality,
+    binarization_note,
+)
 
 
-def table(result: Evaluation, binarization: str) -> str:
+def table(result: Evaluation) -> str:
     """Formats an evaluation for people.
 
     Args:
         result: The evaluation.
-        binarization: What the images were, `Run.binarization_note`.
     """
     protocol = result.protocol
+    binarization = binarization_note(protocol["binarization"], protocol["binarization_seed"])
     samples = protocol["num_samples"]
     speed = f"  {protocol['latents_per_second']:,.0f} images x samples a second"
     if protocol["products_per_second"]:

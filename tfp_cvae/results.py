@@ -7,6 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from tfp_cvae.config import Binarization
+
+
+def binarization_note(binarization: Binarization, seed: int) -> str:
+    """What held-out images were on which a number was measured."""
+    return {
+        "dynamic": f"binarized once, seed {seed}",
+        "threshold": "binarized at 128",
+        "none": "grey, so not comparable with bounds on binary images",
+    }[binarization]
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
@@ -169,6 +180,11 @@ class Evaluation:
     latent: LatentUse
     samples: SampleQuality | None
     protocol: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        from tfp_cvae import report
+
+        return report.table(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary for JSON: NaN is None, and what does not exist without classes is left out."""

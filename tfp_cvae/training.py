@@ -73,7 +73,7 @@ def train(
     if verbose:
         steps = len(dataset.train) // config.batch_size
         print(
-            f"{dataset!r}\n{steps} steps an epoch, the first after a while of compiling; run folder: {run.path}",
+            f"{dataset!r}\nsteps in an epoch: {steps}, the first after a while of compiling; run folder: {run.path}",
             flush=True,
         )
     try:
