@@ -86,6 +86,20 @@ def test_reconstruct(cvae, batch):
     assert not np.allclose(sampled, cvae.reconstruct(image, label))
 
 
+def test_decode(cvae):
+    latent = np.random.default_rng(0).standard_normal((3, 4))
+    one_hot = np.eye(3, dtype=np.float32)
+    expected = cvae.likelihood(latent.astype(np.float32), one_hot[[2, 0, 2]]).mean()
+    np.testing.assert_allclose(cvae.decode(latent, [2, 0, 2]), expected, rtol=1e-6)
+    np.testing.assert_allclose(cvae.decode(latent[:1], 2)[0], expected[0], rtol=1e-5)
+    with pytest.raises(ValueError, match=r"latent: expected shape \[n, 4\], got \[4\]"):
+        cvae.decode(latent[0], 2)
+    with pytest.raises(ValueError, match="latent: expected finite numbers, got nan"):
+        cvae.decode(latent * np.nan, 2)
+    with pytest.raises(ValueError, match="label: expected one for each of 3 images, got 2"):
+        cvae.decode(latent, [2, 1])
+
+
 def test_likelihood_of_many_samples_is_that_of_each(cvae, batch):
     one_hot = batch[1][:6]
     latent = np.random.default_rng(0).standard_normal((2, 5, 6, 4)).astype(np.float32)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,12 +10,10 @@ import tensorflow as tf
 import tf_keras as keras
 from tensorflow_probability import distributions as tfd
 
-from tfp_cvae import checks, model_checks
-from tfp_cvae.atomic import write_atomically
+from tfp_cvae import checks
 from tfp_cvae.flows import CouplingFlow
 from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag
-
-_KERAS_FORMAT_ONLY = "expected a name that ends in .keras, the format that keras.models.load_model reads again"
+from tfp_cvae.model_checks import CheckedModel, checked_network
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,7 +55,7 @@ tf.register_tensor_conversion_function(
 
 
 @keras.saving.register_keras_serializable("tfp_cvae")
-class CVAE(keras.Model):
+class CVAE(CheckedModel):
     """Class-conditional variational autoencoder p(x,z|y) = p(x|z,y) p(z|y), with q(z|x,y) for inference.
 
     Source: Kingma and Welling 2014; with a label, Sohn et al. 2015.
@@ -95,10 +92,10 @@ class CVAE(keras.Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.image_shape, encoder_classes, posterior_size = model_checks.checked_network(
+        self.image_shape, encoder_classes, posterior_size = checked_network(
             "encoder", encoder, "image", MultivariateNormalDiag
         )
-        (self.latent_size,), decoder_classes, decoded_shape = model_checks.checked_network(
+        (self.latent_size,), decoder_classes, decoded_shape = checked_network(
             "decoder", decoder, "latent", IndependentBernoulli
         )
         self.num_classes = decoder_classes or encoder_classes
@@ -108,7 +105,7 @@ class CVAE(keras.Model):
             ("encoder: number of classes", encoder_classes or self.num_classes, self.num_classes),
         ]
         if prior is not None:
-            (prior_classes,), _, prior_size = model_checks.checked_network(
+            (prior_classes,), _, prior_size = checked_network(
                 "prior", prior, "one_hot", MultivariateNormalDiag, CouplingFlow
             )
             fits += [
@@ -198,7 +195,7 @@ class CVAE(keras.Model):
         Raises:
             ValueError: If image or one_hot is missing or has the wrong shape.
         """
-        image, one_hot = self._checked_inputs(inputs)
+        image, one_hot = self.checked_inputs(inputs)
         posterior = self.posterior(image, one_hot)
         latent = self._sample(posterior, image, training)
         return CVAEOutput(posterior, self.prior(one_hot), latent, self.likelihood(latent, one_hot))
@@ -220,10 +217,21 @@ class CVAE(keras.Model):
             TypeError: If label or seed is not an integer.
             ValueError: If a label does not exist, or label and seed differ in number.
         """
-        one_hot, seed = self._checked_rows(label, seed)
+        one_hot, seeds = self._checked_rows(label, seed)
+        return self.likelihood(self.sample_prior(seeds, one_hot), one_hot).mean()
+
+    def sample_prior(self, seed: tf.Tensor, one_hot: tf.Tensor | None = None) -> tf.Tensor:
+        """Latents z ~ p(z|y), each a function of its own seed and label alone.
+
+        Args:
+            seed: `[n]` integer.
+            one_hot: `[n, num_classes]` float32; may be None if the prior does not depend on it.
+
+        Returns:
+            `[n, latent_size]` float32.
+        """
         # Each prior is the image of N(0, I): under a location and scale, or under a flow.
-        latent = self.prior(one_hot).bijector.forward(standard_normal(seed, [self.latent_size]))
-        return self.likelihood(latent, one_hot).mean()
+        return self.prior(one_hot).bijector.forward(standard_normal(seed, [self.latent_size]))
 
     def reconstruct(self, image: Any, label: Any = None, seed: Any = None) -> tf.Tensor:
         """Reconstructs images: p(x|z,y) with z the posterior mean, or a posterior sample if there is a seed.
@@ -248,6 +256,23 @@ class CVAE(keras.Model):
         if seed is not None:
             latent += posterior.stddev() * standard_normal(seeds, [self.latent_size])
         return self.likelihood(latent, one_hot).mean()
+
+    def decode(self, latent: Any, label: Any = None) -> tf.Tensor:
+        """Images of given latents: the mean of p(x|z,y).
+
+        Args:
+            latent: `[n, latent_size]` float.
+            label: Class of each image, integer or `[n]` integers in [0, num_classes); None without classes.
+
+        Returns:
+            Pixel probabilities, `[n, height, width, channels]` float32 in [0, 1].
+
+        Raises:
+            TypeError: If label is not an integer.
+            ValueError: If latent or label has the wrong shape or range.
+        """
+        latent = checks.finite("latent", latent, self.latent_size)
+        return self.likelihood(latent, self.one_hot(label, len(latent))).mean()
 
     def one_hot(self, label: Any, count: int) -> tf.Tensor | None:
         """One-hot rows for the networks.
@@ -280,88 +305,11 @@ class CVAE(keras.Model):
         pixels = tf.cast(tf.round(255 * tf.reshape(image, [-1, self._hash.size])), tf.int32)
         return tf.reduce_sum(pixels * self._hash, axis=-1)
 
-    def fit(
-        self,
-        x: Any = None,
-        y: Any = None,
-        batch_size: int | None = None,
-        epochs: int = 1,
-        verbose: Any = "auto",
-        callbacks: Any = None,
-        **kwargs: Any,
-    ) -> keras.callbacks.History:
-        """Trains as `keras.Model.fit` does, after a check of what is given.
-
-        Args:
-            x: `(image, one_hot)` arrays, or `image` without classes; or a `tf.data.Dataset` of
-                `((image, one_hot), image)`.
-            y: `image` again, with arrays.
-            batch_size: As of `keras.Model.fit`, and so are the others.
-            epochs: As of `keras.Model.fit`.
-            verbose: As of `keras.Model.fit`.
-            callbacks: Callbacks of `tf_keras`.
-            **kwargs: Of `keras.Model.fit`.
-
-        Raises:
-            TypeError: If a callback is not one of `tf_keras`.
-            ValueError: If an array is not finite, out of range or of the wrong shape.
-        """
-        self._check_arrays(x, y)
-        x = model_checks.checked_dataset(x)
-        validation = kwargs.get("validation_data")
-        if isinstance(validation, (tuple, list)):
-            self._check_arrays(*validation[:2])
-        elif validation is not None:
-            kwargs["validation_data"] = model_checks.checked_dataset(validation)
-        model_checks.check_callbacks(callbacks)
-        return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
-
-    def evaluate(self, x: Any = None, y: Any = None, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
-        """Evaluates as `keras.Model.evaluate` does, after the checks of `fit`."""
-        # `fit` validates through this method too, with what it has checked itself.
-        if "_use_cached_eval_dataset" not in kwargs:
-            self._check_arrays(x, y)
-            x = model_checks.checked_dataset(x)
-            model_checks.check_callbacks(callbacks)
-        return super().evaluate(x, y, *args, callbacks=callbacks, **kwargs)
-
     def predict_step(self, data: Any) -> tf.Tensor:
         """Pixel probabilities at the posterior mean: what `predict` returns, no sample."""
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        image, one_hot = self._checked_inputs(x)
+        image, one_hot = self.checked_inputs(x)
         return self.likelihood(self.posterior(image, one_hot).mean(), one_hot).mean()
-
-    def predict(self, x: Any, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
-        """Reconstructs images at the posterior mean, as `reconstruct`, after the checks of `fit`."""
-        self._check_inputs(x)
-        model_checks.check_callbacks(callbacks)
-        return super().predict(x, *args, callbacks=callbacks, **kwargs)
-
-    def save(self, filepath: Any, overwrite: bool = True, save_format: str | None = None, **kwargs: Any) -> None:
-        """Saves the model in the `.keras` format, which `keras.models.load_model` reads with `safe_mode` on.
-
-        The file is replaced as a whole: an interrupted save leaves the earlier file as it was.
-
-        Raises:
-            ValueError: If `filepath` does not end in `.keras`, or another format is asked for.
-        """
-        if save_format not in (None, "keras") or not os.fspath(filepath).endswith(".keras"):
-            raise ValueError(f"filepath: {_KERAS_FORMAT_ONLY}, got {os.fspath(filepath)!r}")
-        if not overwrite and os.path.exists(filepath):
-            raise ValueError(
-                f"filepath: expected a new file, got {os.fspath(filepath)!r}, which exists; pass overwrite=True"
-            )
-        write_atomically(filepath, lambda path: super(CVAE, self).save(path, **kwargs))
-
-    def export(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
-        """Refuses: a SavedModel of `call` would serve samples that cannot be repeated."""
-        raise ValueError(f"filepath: {_KERAS_FORMAT_ONLY}, got export to {os.fspath(filepath)!r}")
-
-    def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> Any:
-        # Saving in the TensorFlow format fails half-way and leaves a model that cannot be trained any more.
-        if save_type == "savedmodel":
-            raise ValueError(f"filepath: {_KERAS_FORMAT_ONLY}, got the SavedModel format")
-        return super()._trackable_children(save_type, **kwargs)
 
     def _sample(self, posterior: tfd.Distribution, image: tf.Tensor, training: bool) -> tf.Tensor:
         """Latent samples z_k ~ q(z|x,y), reparameterised, `[num_samples, batch, latent_size]`."""
@@ -375,42 +323,6 @@ class CVAE(keras.Model):
         # One seed for each image, so that what is measured does not depend on how the images are batched.
         noise = standard_normal(fingerprint, [self.num_samples, self.latent_size], stream=self.seed)
         return posterior.mean() + posterior.stddev() * tf.transpose(noise, [1, 0, 2])
-
-    def _checked_inputs(self, inputs: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
-        image, *rest = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
-        if len(rest) != (1 if self.num_classes else 0):
-            expected = (
-                "(image, one_hot), so fit((image, one_hot), image) or a dataset of ((image, one_hot), image)"
-                if self.num_classes
-                else "image alone, as num_classes is 0, so fit(image, image) or batches(..., conditional=False)"
-            )
-            raise ValueError(f"inputs: expected {expected}, got {1 + len(rest)} arrays in the place of the inputs")
-        for (name, shape), tensor in zip(self._input_shapes(), (image, *rest), strict=True):
-            if not tensor.shape[1:].is_compatible_with(shape):
-                expected = ", ".join(map(str, shape))
-                raise ValueError(f"{name}: expected shape [batch, {expected}], got {tensor.shape.as_list()}")
-        return image, (rest[0] if rest else None)
-
-    def _check_inputs(self, x: Any) -> bool:
-        """Checks arrays given to Keras, and says whether there were any."""
-        arrays = x if isinstance(x, (tuple, list)) else (x,)
-        for (name, shape), array in zip(self._input_shapes(), arrays, strict=False):
-            if isinstance(array, (np.ndarray, tf.Tensor)):
-                checks.unit_interval(name, np.asarray(array), shape)
-                if name == "one_hot":
-                    checks.sum_to_one(name, np.asarray(array))
-        return isinstance(arrays[0], (np.ndarray, tf.Tensor))
-
-    def _check_arrays(self, x: Any, y: Any = None) -> None:
-        """Checks arrays given to `fit`; a `tf.data.Dataset` is checked by its shapes, in `call` and the loss."""
-        if self._check_inputs(x):
-            if y is None:
-                raise ValueError("y: expected the image again, as in fit((image, one_hot), image), got None")
-            checks.unit_interval("y (the image again)", np.asarray(y), self.image_shape)
-
-    def _input_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Name and shape, without the batch, of each input of the model."""
-        return [("image", self.image_shape), *([("one_hot", (self.num_classes,))] if self.num_classes else [])]
 
     def _checked_rows(self, label: Any, seed: Any, size: int | None = None) -> tuple[tf.Tensor | None, np.ndarray]:
         """One-hot labels and seeds, one for each image."""

@@ -1,9 +1,142 @@
 """Checks of what a model is made of and fed with, where Keras would fail late or not at all."""
 
+import os
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
+
+from tfp_cvae import checks
+from tfp_cvae.atomic import write_atomically
+
+_KERAS_FORMAT_ONLY = "expected a name that ends in .keras, the format that keras.models.load_model reads again"
+
+
+class CheckedModel(keras.Model):
+    """A model of images that checks what `fit`, `evaluate` and `predict` are given, and saves as `.keras` alone.
+
+    Attributes:
+        image_shape: `(height, width, channels)`.
+        num_classes: Width of the one-hot label; 0 without labels.
+    """
+
+    image_shape: tuple[int, ...]
+    num_classes: int
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
+        """Trains as `keras.Model.fit` does, after a check of what is given.
+
+        Args:
+            x: `(image, one_hot)` arrays, or `image` without classes; or a `tf.data.Dataset` of
+                `((image, one_hot), image)`.
+            y: `image` again, with arrays.
+            batch_size: As of `keras.Model.fit`, and so are the others.
+            epochs: As of `keras.Model.fit`.
+            verbose: As of `keras.Model.fit`.
+            callbacks: Callbacks of `tf_keras`.
+            **kwargs: Of `keras.Model.fit`.
+
+        Raises:
+            TypeError: If a callback is not one of `tf_keras`.
+            ValueError: If an array is not finite, out of range or of the wrong shape.
+        """
+        self._check_arrays(x, y)
+        x = checked_dataset(x)
+        validation = kwargs.get("validation_data")
+        if isinstance(validation, (tuple, list)):
+            self._check_arrays(*validation[:2])
+        elif validation is not None:
+            kwargs["validation_data"] = checked_dataset(validation)
+        check_callbacks(callbacks)
+        return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
+        """Evaluates as `keras.Model.evaluate` does, after the checks of `fit`."""
+        # `fit` validates through this method too, with what it has checked itself.
+        if "_use_cached_eval_dataset" not in kwargs:
+            self._check_arrays(x, y)
+            x = checked_dataset(x)
+            check_callbacks(callbacks)
+        return super().evaluate(x, y, *args, callbacks=callbacks, **kwargs)
+
+    def predict(self, x: Any, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
+        """Reconstructs images at the posterior mean, as `reconstruct`, after the checks of `fit`."""
+        self._check_inputs(x)
+        check_callbacks(callbacks)
+        return super().predict(x, *args, callbacks=callbacks, **kwargs)
+
+    def save(self, filepath: Any, overwrite: bool = True, save_format: str | None = None, **kwargs: Any) -> None:
+        """Saves the model in the `.keras` format, which `keras.models.load_model` reads with `safe_mode` on.
+
+        The file is replaced as a whole: an interrupted save leaves the earlier file as it was.
+
+        Raises:
+            ValueError: If `filepath` does not end in `.keras`, or another format is asked for.
+        """
+        if save_format not in (None, "keras") or not os.fspath(filepath).endswith(".keras"):
+            raise ValueError(f"filepath: {_KERAS_FORMAT_ONLY}, got {os.fspath(filepath)!r}")
+        if not overwrite and os.path.exists(filepath):
+            raise ValueError(
+                f"filepath: expected a new file, got {os.fspath(filepath)!r}, which exists; pass overwrite=True"
+            )
+        write_atomically(filepath, lambda path: super(CheckedModel, self).save(path, **kwargs))
+
+    def export(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Refuses: a SavedModel of `call` would serve samples that cannot be repeated."""
+        raise ValueError(f"filepath: {_KERAS_FORMAT_ONLY}, got export to {os.fspath(filepath)!r}")
+
+    def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> Any:
+        # Saving in the TensorFlow format fails half-way and leaves a model that cannot be trained any more.
+        if save_type == "savedmodel":
+            raise ValueError(f"filepath: {_KERAS_FORMAT_ONLY}, got the SavedModel format")
+        return super()._trackable_children(save_type, **kwargs)
+
+    def checked_inputs(self, inputs: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Image, and one-hot label or None, of what `call` is given."""
+        image, *rest = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
+        if len(rest) != (1 if self.num_classes else 0):
+            expected = (
+                "(image, one_hot), so fit((image, one_hot), image) or a dataset of ((image, one_hot), image)"
+                if self.num_classes
+                else "image alone, as num_classes is 0, so fit(image, image) or batches(..., conditional=False)"
+            )
+            raise ValueError(f"inputs: expected {expected}, got {1 + len(rest)} arrays in the place of the inputs")
+        for (name, shape), tensor in zip(self._input_shapes(), (image, *rest), strict=True):
+            if not tensor.shape[1:].is_compatible_with(shape):
+                expected = ", ".join(map(str, shape))
+                raise ValueError(f"{name}: expected shape [batch, {expected}], got {tensor.shape.as_list()}")
+        return image, (rest[0] if rest else None)
+
+    def _check_inputs(self, x: Any) -> bool:
+        """Checks arrays given to Keras, and says whether there were any."""
+        arrays = x if isinstance(x, (tuple, list)) else (x,)
+        for (name, shape), array in zip(self._input_shapes(), arrays, strict=False):
+            if isinstance(array, (np.ndarray, tf.Tensor)):
+                checks.unit_interval(name, np.asarray(array), shape)
+                if name == "one_hot":
+                    checks.sum_to_one(name, np.asarray(array))
+        return isinstance(arrays[0], (np.ndarray, tf.Tensor))
+
+    def _check_arrays(self, x: Any, y: Any = None) -> None:
+        """Checks arrays given to `fit`; a `tf.data.Dataset` is checked by its shapes, in `call` and the loss."""
+        if self._check_inputs(x):
+            if y is None:
+                raise ValueError("y: expected the image again, as in fit((image, one_hot), image), got None")
+            checks.unit_interval("y (the image again)", np.asarray(y), self.image_shape)
+
+    def _input_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Name and shape, without the batch, of each input of the model."""
+        return [("image", self.image_shape), *([("one_hot", (self.num_classes,))] if self.num_classes else [])]
 
 
 def checked_network(name: str, network: Any, first: str, *outputs: Any) -> tuple[tuple[int, ...], int, Any]:

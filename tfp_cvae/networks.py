@@ -17,7 +17,12 @@ _UNIT_NORMAL = {"class_name": "RandomNormal", "config": {"stddev": 1.0}}
 
 
 class Networks(NamedTuple):
-    """An encoder and a decoder that fit each other."""
+    """An encoder and a decoder that fit each other.
+
+    Attributes:
+        encoder: From `image` or `[image, one_hot]` to a `MultivariateNormalDiag` layer.
+        decoder: From `latent` or `[latent, one_hot]` to an `IndependentBernoulli` layer.
+    """
 
     encoder: keras.Model
     decoder: keras.Model
