@@ -9,8 +9,9 @@ ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "tfp_cvae" / "__init__.py").read_text(), re.MULTILINE)[1]
 
 TENSORBOARD = ["tensorboard>=2.20,<3"]
-NOTEBOOKS = ["ipykernel>=6", "nbclient>=0.10", "nbformat>=5"]
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "scipy>=1.11", *TENSORBOARD, *NOTEBOOKS]
+NOTEBOOKS = ["ipykernel>=6", "ipywidgets>=8", "papermill>=2.6", *TENSORBOARD]
+DOCS = ["furo>=2025.7", "myst-nb>=1.3", "sphinx>=8", "sphinx-mathjax-offline>=0.0.2"]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "pyyaml>=6", "scipy>=1.11", *NOTEBOOKS, *DOCS]
 
 setuptools.setup(
     name="tfp-cvae",
@@ -27,19 +28,23 @@ setuptools.setup(
         "tensorflow>=2.21,<2.22",
         "tf-keras>=2.21,<2.22",
         "tensorflow-probability>=0.25,<0.26",
+        "tensorflow-serving-api>=2.21,<2.22",
         "tensorflow-datasets>=4.9.10,<5",
+        "grpcio>=1.60,<2",
         "importlib_resources>=6",  # tensorflow-datasets needs it and does not ask for it.
         "matplotlib>=3.8,<4",
         "mlxtend>=0.23,<1",
         "numpy>=1.26,<3",
         "pillow>=10,<14",
-        "requests>=2.31,<3",
+        "protobuf>=6.31,<8",
+        "requests>=2.32,<3",
         "scikit-learn>=1.4,<2",
         "tyro>=1.0,<2",
     ],
     extras_require={
         "tensorboard": TENSORBOARD,
         "notebooks": NOTEBOOKS,
+        "docs": DOCS,
         "test": TEST,
         "dev": [*TEST, "mypy>=1.15", "pre-commit>=4", "ruff>=0.14"],
     },

@@ -68,6 +68,13 @@ def spread_prior(model: CVAE) -> None:
     kernel.assign(np.random.default_rng(1).standard_normal(kernel.shape))
 
 
+def perturb(model: keras.Model, scale: float = 0.05, seed: int = 0) -> None:
+    """Moves all weights, some of which start at zero and would hide what uses them."""
+    generator = np.random.default_rng(seed)
+    for variable in model.trainable_variables:
+        variable.assign_add(scale * generator.standard_normal(variable.shape))
+
+
 @pytest.fixture
 def batch(dataset) -> tuple[np.ndarray, np.ndarray]:
     """All training images, binarized, with their labels."""

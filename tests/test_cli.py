@@ -146,7 +146,7 @@ def test_datasets(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "train, evaluate, generate, plot, recipes, datasets"),
+        ([], "train, evaluate, generate, plot, export, request, recipes, datasets"),
         (["tarin"], "Unrecognized options: tarin; see tfp-cvae --help"),
         (["train", "--epochs", "0"], "epochs: expected an integer >= 1, got 0"),
         (["train", "--epochs", "many"], "--epochs"),
@@ -158,9 +158,12 @@ def test_datasets(capsys):
         (["plot", "nowhere"], "run: expected a folder that `tfp-cvae train` made, got 'nowhere'"),
         (
             ["generate", "RUN", "--label", "3", "--output", "x.png"],
-            "label: expected a class (0, 1, 2) or 0 to 2, got 3",
+            "label: expected one of the classes 0, 1, 2 (or the number of one, from 0), got 3",
         ),
-        (["generate", "RUN", "--output", "x.png"], "label: expected a class (0, 1, 2), got None"),
+        (
+            ["generate", "RUN", "--output", "x.png"],
+            "label: expected one of the classes 0, 1, 2, got none; give one (--label)",
+        ),
         (["generate", "RUN", "--label", "1", "--count", "0", "--output", "x.png"], "count: expected an integer >= 1"),
         (["generate", "RUN", "--label", "1", "--output", "x.doc"], "output: expected a picture format"),
         (

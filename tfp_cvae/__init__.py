@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from tfp_cvae.callbacks import ImageGrid as ImageGrid
     from tfp_cvae.callbacks import KLWarmUp as KLWarmUp
     from tfp_cvae.callbacks import SwapEMAWeights as SwapEMAWeights
+    from tfp_cvae.client import request_images as request_images
     from tfp_cvae.config import EvaluationConfig as EvaluationConfig
     from tfp_cvae.config import TrainConfig as TrainConfig
     from tfp_cvae.data import Dataset as Dataset
     from tfp_cvae.evaluation import evaluate as evaluate
+    from tfp_cvae.export import export_run as export_run
+    from tfp_cvae.export import export_saved_model as export_saved_model
     from tfp_cvae.flows import CouplingFlow as CouplingFlow
     from tfp_cvae.importance import ImportanceEstimate as ImportanceEstimate
     from tfp_cvae.importance import importance_estimate as importance_estimate
@@ -42,9 +45,11 @@ if TYPE_CHECKING:
 _MODULES = {
     "build": ("build_cvae",),
     "callbacks": ("ImageGrid", "KLWarmUp", "SwapEMAWeights"),
+    "client": ("request_images",),
     "config": ("EvaluationConfig", "TrainConfig"),
     "data": ("Dataset",),
     "evaluation": ("evaluate",),
+    "export": ("export_run", "export_saved_model"),
     "flows": ("CouplingFlow",),
     "importance": ("ImportanceEstimate", "importance_estimate"),
     "layers": ("IndependentBernoulli", "MultivariateNormalDiag"),

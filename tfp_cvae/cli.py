@@ -12,12 +12,13 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+import numpy as np
 import tyro
 
-from tfp_cvae import recipes
+from tfp_cvae import checks, recipes
 from tfp_cvae.config import QUICK_EVALUATION, EvaluationConfig, TrainConfig
 
-_DESCRIPTION = "Class-conditional variational autoencoders: train, evaluate, generate."
+_DESCRIPTION = "Class-conditional variational autoencoders: train, evaluate, generate, serve."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Evaluate:
             QUICK_EVALUATION if self.quick else EvaluationConfig(),
             **{name: value for name, value in given.items() if value is not None},
         )
-        from tfp_cvae import figures, report
+        from tfp_cvae import figures
         from tfp_cvae.evaluation import evaluate_run
         from tfp_cvae.run import Run
         from tfp_cvae.sources import load_dataset
@@ -76,7 +77,7 @@ class Evaluate:
         run = Run.load(self.run_folder)
         dataset = load_dataset(self.dataset or run.config.dataset)
         result = evaluate_run(run, dataset, config, verbose=1)
-        print(f"\n{report.table(result, run.binarization_note())}")
+        print(f"\n{result}")
         print(f"\n{run.path / 'evaluation.json'}")
         for path in figures.draw_evaluation(run, dataset):
             print(path)
@@ -134,6 +135,61 @@ class Plot:
 
 
 @dataclasses.dataclass(frozen=True)
+class Export:
+    """Export the model of a run as the next version that TensorFlow Serving can run."""
+
+    run_folder: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="RUN")]
+    """Run folder."""
+    output: Annotated[pathlib.Path, tyro.conf.arg(metavar="DIR")]
+    """Folder of the versions; its name is that of the served model."""
+    num_importance_samples: int = 100
+    """Importance samples K of the signatures log_likelihood and classify."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        from tfp_cvae.export import export_run, server_commands
+        from tfp_cvae.run import Run
+
+        version = export_run(Run.load(self.run_folder), self.output, num_importance_samples=self.num_importance_samples)
+        print(f"{version}\n\nTo serve it with Docker, or with the server installed, and ask it for images:\n")
+        print(server_commands(version))
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Ask a server of an exported model for images, and write them as one picture."""
+
+    url: str
+    """http://HOST:8501/v1/models/NAME, or grpc://HOST:8500/v1/models/NAME; for one version with /versions/N."""
+    output: pathlib.Path
+    """Picture to write; the suffix decides the format."""
+    label: Annotated[str | None, tyro.conf.arg(metavar="NUMBER")] = None
+    """Class, by its number from 0, as the server does not know its name; not for a model without classes."""
+    count: int = 16
+    """Number of images."""
+    seed: int = 0
+    """Seed of the first image; the others follow it."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        from tfp_cvae import pictures
+        from tfp_cvae.client import request_images
+
+        checks.integer("count", self.count, 1)
+        checks.seed("seed", self.seed)
+        if self.label is not None and not re.fullmatch(r"\d{1,9}", self.label):
+            raise ValueError(f"label: expected the number of a class, from 0 (model_card.json), got {self.label!r}")
+        pictures.check(self.output)
+        if self.url.startswith("grpc:"):
+            _import_tensorflow_quietly()
+        seed = self.seed + np.arange(self.count)
+        images = request_images(self.url, None if self.label is None else np.full(self.count, int(self.label)), seed)
+        name = "" if self.label is None else f"class {self.label}, "
+        pictures.save_samples(images, f"{name}seeds {seed[0]} to {seed[-1]}", self.output)
+        print(f"{self.count} images, seeds {seed[0]} to {seed[-1]}, from {self.url}: {self.output}")
+
+
+@dataclasses.dataclass(frozen=True)
 class Datasets:
     """List the data sets that can be loaded here, and from where."""
 
@@ -161,6 +217,8 @@ def _command(config: TrainConfig) -> Any:
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate", prefix_name=False)]
         | Annotated[Generate, tyro.conf.subcommand("generate", prefix_name=False)]
         | Annotated[Plot, tyro.conf.subcommand("plot", prefix_name=False)]
+        | Annotated[Export, tyro.conf.subcommand("export", prefix_name=False)]
+        | Annotated[Request, tyro.conf.subcommand("request", prefix_name=False)]
         | Annotated[Recipes, tyro.conf.subcommand("recipes", prefix_name=False)]
         | Annotated[Datasets, tyro.conf.subcommand("datasets", prefix_name=False)]
     )
@@ -177,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         command = _parse(arguments)
-        if not isinstance(command, Recipes):
+        if not isinstance(command, (Recipes, Request)):
             _import_tensorflow_quietly()
         command.run()
     except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
+from tfp_cvae import results
 from tfp_cvae.atomic import write_atomically
 from tfp_cvae.config import Binarization, TrainConfig
 from tfp_cvae.data import HELD_OUT_SEED, Dataset
@@ -32,12 +33,14 @@ class Run:
         path: The folder.
         config: Settings of the training.
         class_names: Name of each class; empty without classes.
+        class_probabilities: Share of each class in the training images; empty without classes.
         versions: Versions of the packages that trained it.
     """
 
     path: pathlib.Path
     config: TrainConfig
     class_names: tuple[str, ...]
+    class_probabilities: tuple[float, ...]
     versions: Mapping[str, str]
 
     @classmethod
@@ -71,9 +74,15 @@ class Run:
             for name in _CONTENTS:
                 _delete(path / name)
         class_names = dataset.class_names if config.conditional else ()
-        run = cls(path, config, class_names, _versions())
+        class_probabilities = tuple(dataset.class_probabilities().tolist()) if config.conditional else ()
+        run = cls(path, config, class_names, class_probabilities, versions())
         (path / "figures").mkdir(parents=True, exist_ok=True)
-        content = {**config.to_dict(), "class_names": class_names, "versions": run.versions}
+        content = {
+            **config.to_dict(),
+            "class_names": class_names,
+            "class_probabilities": class_probabilities,
+            "versions": run.versions,
+        }
         write_atomically(path / _CONFIG, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))
         return run
 
@@ -87,13 +96,16 @@ class Run:
         path = pathlib.Path(path)
         try:
             content = json.loads((path / _CONFIG).read_text())
-            class_names, versions = content.pop("class_names"), content.pop("versions")
+            class_names, found_versions = content.pop("class_names"), content.pop("versions")
+            # Which runs of the first version do not have.
+            class_probabilities = content.pop("class_probabilities", ())
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(
                 f"run: expected a folder that `tfp-cvae train` made, got {str(path)!r}, "
                 f"whose {_CONFIG} cannot be read ({type(error).__name__})"
             ) from error
-        return cls(path, TrainConfig.from_dict(content), tuple(class_names), versions)
+        config = TrainConfig.from_dict(content)
+        return cls(path, config, tuple(class_names), tuple(class_probabilities), found_versions)
 
     def history(self) -> list[dict[str, float]]:
         """Rows of `history.csv`, one for each epoch, by `callbacks.HISTORY_COLUMNS`; none before the first epoch."""
@@ -134,11 +146,7 @@ class Run:
 
     def binarization_note(self) -> str:
         """What the held-out images were on which bounds were measured."""
-        return {
-            "dynamic": f"binarized once, seed {HELD_OUT_SEED}",
-            "threshold": "binarized at 128",
-            "none": "grey, so not comparable with bounds on binary images",
-        }[self.config.binarization]
+        return results.binarization_note(self.config.binarization, HELD_OUT_SEED)
 
     def summary(self) -> str:
         """Bound on held-out images, with what it was measured on, and where everything is."""
@@ -157,13 +165,17 @@ class Run:
             f"model:   {self.path / 'model.keras'}"
         )
 
+    def has_evaluation(self) -> bool:
+        """Whether the model has been evaluated."""
+        return (self.path / "evaluation.json").is_file()
+
     def write_evaluation(self, result: Mapping[str, Any]) -> None:
         """Writes `evaluation.json`.
 
         Args:
             result: What was measured, by name, and `protocol`, to which is added what was trained on what.
         """
-        origin = {"trained_on": self.config.dataset, "training_seed": self.config.seed, "versions": _versions()}
+        origin = {"trained_on": self.config.dataset, "training_seed": self.config.seed, "versions": versions()}
         content = {**result, "protocol": {**result["protocol"], **origin}}
         text = json.dumps(content, indent=2, allow_nan=False)
         write_atomically(self.path / "evaluation.json", lambda file: file.write_text(text + "\n"))
@@ -175,7 +187,7 @@ class Run:
             ValueError: If the run has not been evaluated.
         """
         file = self.path / "evaluation.json"
-        if not file.is_file():
+        if not self.has_evaluation():
             raise ValueError(f"run: expected a finished training in {str(self.path)!r}, got no evaluation.json")
         return json.loads(file.read_text())
 
@@ -207,7 +219,8 @@ def _delete(path: pathlib.Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of this package and of those that its results depend on."""
     names = ("tfp-cvae", "tensorflow", "tf-keras", "tensorflow-probability", "numpy", "scikit-learn")
     found = {}
     for name in names:

@@ -60,7 +60,7 @@ def list_datasets() -> list[tuple[str, str]]:
         *((name, f"TFDS, prepared in {folder}") for name in sorted(prepared)),
         *((name, "TFDS, to be downloaded") for name in _SUGGESTED if name not in prepared),
         ("any other TFDS name", "an image-classification set of TensorFlow Datasets, to be downloaded"),
-        ("file.npz", "arrays images and labels, optionally test_images, test_labels, class_names"),
+        ("file.npz", "arrays images and labels, optionally validation_* and test_*, class_names"),
         ("folder/of/classes/", "a subfolder of pictures for each class"),
     ]
 

@@ -1,0 +1,214 @@
+"""A trained model as a SavedModel that TensorFlow Serving runs as it is, in a folder of numbered versions."""
+
+import json
+import os
+import pathlib
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from google.protobuf import text_format
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+from tensorflow_serving.config import model_server_config_pb2
+
+from tfp_cvae import checks
+from tfp_cvae.atomic import write_atomically, write_next_version
+from tfp_cvae.model import CVAE
+from tfp_cvae.run import Run, versions
+from tfp_cvae.signatures import signatures
+
+_CONFIG = "models.config"
+
+
+def export_saved_model(
+    cvae: CVAE,
+    base_path: str | os.PathLike[str],
+    *,
+    num_importance_samples: int = 100,
+    class_probabilities: Sequence[float] | None = None,
+    card: Mapping[str, Any] | None = None,
+) -> pathlib.Path:
+    """Exports the next version of a model.
+
+    The folder holds named signatures over one copy of the weights, without XLA, and needs neither Keras nor TFP:
+
+        generate = serving_default   label, seed -> image            decode           latent, label -> image
+        generate_png                 label, seed -> image_bytes      encode           image, label -> mean, stddev
+        classify                     image, seed -> probabilities, label
+        log_likelihood               image, label, seed -> elbo, log_likelihood
+        reconstruct                  image, label -> image
+
+    with image `[n, height, width, channels]` float32 in [0, 1], latent, mean and stddev `[n, latent_size]` float32,
+    label and seed `[n]` int64, probabilities `[n, num_classes]` float32, elbo and log_likelihood `[n]` float32 in nats.
+    Answers are functions of their inputs: `generate` gives the image of `cvae.generate` for the same label and seed.
+    Without classes there is no `label` and no `classify`. `generate_png` is left out for more than 4 channels.
+
+    Beside it are `assets.extra/tf_serving_warmup_requests`, `assets.extra/model_card.json` and, in `base_path`,
+    `models.config` for the server, unless there is one. The version appears whole, after it was loaded and answered,
+    or not at all.
+
+    Args:
+        cvae: The model.
+        base_path: Local folder of the versions, made if it does not exist; its name is the name of the served model.
+        num_importance_samples: K of `log_likelihood` and of `classify`, >= 1.
+        class_probabilities: p(y) for `classify`, `[num_classes]`, >= 0 and scaled to sum 1; None for equal ones.
+        card: What else `model_card.json` is to say.
+
+    Returns:
+        The folder of the version, `base_path/N` with N one more than the highest so far.
+
+    Raises:
+        TypeError: If `num_importance_samples` is not an integer.
+        ValueError: If a value is out of range, or the model gives numbers that are not finite.
+        OSError: If the folder cannot be written.
+    """
+    checks.integer("num_importance_samples", num_importance_samples, 1)
+    probabilities = _class_probabilities(class_probabilities, cvae.num_classes)
+    base = _checked_base(base_path)
+    functions = signatures(cvae, num_importance_samples, probabilities)
+    requests = {name: _warmup_inputs(function) for name, function in functions.items()}
+    content = {
+        **(card or {}),
+        "name": base.name,
+        "image_shape": cvae.image_shape,
+        "latent_size": cvae.latent_size,
+        "num_classes": cvae.num_classes,
+        "class_probabilities": probabilities.tolist(),
+        "num_importance_samples": num_importance_samples,
+        "signatures": {name: _described(function) for name, function in functions.items()},
+        "versions": versions(),
+    }
+
+    def write(folder: pathlib.Path) -> None:
+        try:
+            tf.saved_model.save(_weights(cvae), str(folder), {**functions, "serving_default": functions["generate"]})
+            extra = folder / "assets.extra"
+            extra.mkdir()
+            (extra / "model_card.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+            _write_warmup(extra / "tf_serving_warmup_requests", base.name, requests)
+        except tf.errors.OpError as error:
+            raise OSError(f"{base}: expected a folder that can be written, got {error.message}") from error
+        _check_answers(folder, requests)
+
+    base.mkdir(parents=True, exist_ok=True)
+    if not (base / _CONFIG).exists():
+        # Once: the server's owner may have written policies and labels into it since.
+        text = text_format.MessageToString(_server_config(base))
+        write_atomically(base / _CONFIG, lambda file: file.write_text(text))
+    return write_next_version(base, write)
+
+
+def export_run(run: Run, base_path: str | os.PathLike[str], *, num_importance_samples: int = 100) -> pathlib.Path:
+    """Exports the model of a run as `export_saved_model` does.
+
+    `classify` weighs the classes by their shares in the training images, and the card tells the names of the classes,
+    the settings of the training and, if it was evaluated, its results.
+    """
+    card = {"classes": run.class_names, "config": run.config.to_dict(), "trained_with": run.versions}
+    if run.has_evaluation():
+        evaluation = run.evaluation()
+        card["evaluation"] = {
+            name: value for name, value in evaluation.items() if name == "protocol" or "standard_error" in value
+        }
+    return export_saved_model(
+        run.model(),
+        base_path,
+        num_importance_samples=num_importance_samples,
+        class_probabilities=run.class_probabilities or None,
+        card=card,
+    )
+
+
+def server_commands(version: pathlib.Path) -> str:
+    """Commands that serve an exported version, and ask it for images."""
+    base = version.parent
+    config = f"--model_config_file={base / _CONFIG}"
+    card = json.loads((version / "assets.extra" / "model_card.json").read_text())
+    label = ["--label", "0"] if card["num_classes"] else []
+    url = f"http://localhost:8501/v1/models/{base.name}"
+    ports = ["-p", "8500:8500", "-p", "8501:8501"]
+    commands = [
+        ["docker", "run", "--rm", *ports, "-v", f"{base}:{base}:ro", "tensorflow/serving", config],
+        ["tensorflow_model_server", "--port=8500", "--rest_api_port=8501", config],
+        ["tfp-cvae", "request", "--url", url, *label, "--count", "16", "--output", "images.png"],
+    ]
+    return "\n".join(map(shlex.join, commands))
+
+
+def _checked_base(base_path: str | os.PathLike[str]) -> pathlib.Path:
+    # A colon is that of a bucket, and ends a path for Docker.
+    if ":" in str(base_path):
+        raise ValueError(f"base_path: expected a local folder without ':', to copy to buckets, got {str(base_path)!r}")
+    base = pathlib.Path(os.path.abspath(base_path))
+    if base.exists() and not base.is_dir():
+        raise ValueError(f"base_path: expected a folder, got {str(base)!r}, which is a file")
+    if (base / "config.json").exists():
+        raise ValueError(f"base_path: expected a folder for versions alone, got {str(base)!r}, which holds a run")
+    if not re.fullmatch(r"[\w.-]+", base.name):
+        raise ValueError(
+            "base_path: expected a name of letters, digits, '_', '-' and '.', as it is that of the served model, got "
+            f"{base.name!r}"
+        )
+    return base
+
+
+def _class_probabilities(given: Sequence[float] | None, num_classes: int) -> np.ndarray:
+    if given is None:
+        return np.full(num_classes, 1 / max(1, num_classes))
+    probabilities = np.asarray(given, np.float64)
+    if probabilities.shape != (num_classes,) or not (np.all(probabilities >= 0) and 0 < probabilities.sum() < np.inf):
+        raise ValueError(f"class_probabilities: expected {num_classes} numbers >= 0, not all 0, got {list(given)}")
+    return probabilities / probabilities.sum()
+
+
+def _weights(cvae: CVAE) -> tf.Module:
+    """Holds the weights, and nothing that would need Keras."""
+    networks = [cvae.encoder, cvae.decoder, *([cvae.prior_network] if cvae.prior_network else [])]
+    module = tf.Module()
+    module.weights = [weight for network in networks for weight in network.weights]
+    return module
+
+
+def _warmup_inputs(function: Any) -> dict[str, np.ndarray]:
+    """A row for each input of a signature: zeros, which are in the range of all of them."""
+    specs = function.structured_input_signature[0]
+    return {spec.name: np.zeros([1, *spec.shape[1:]], spec.dtype.as_numpy_dtype) for spec in specs}
+
+
+def _described(function: Any) -> dict[str, dict[str, str]]:
+    def shape(spec: tf.TensorSpec) -> str:
+        return f"{spec.dtype.name} [{', '.join(['n', *map(str, spec.shape[1:])])}]"
+
+    inputs = {spec.name: shape(spec) for spec in function.structured_input_signature[0]}
+    return {"inputs": inputs, "outputs": {name: shape(spec) for name, spec in function.structured_outputs.items()}}
+
+
+def _write_warmup(path: pathlib.Path, model_name: str, requests: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for signature, inputs in requests.items():
+            request = predict_pb2.PredictRequest()
+            request.model_spec.name = model_name
+            request.model_spec.signature_name = signature
+            for name, array in inputs.items():
+                request.inputs[name].CopyFrom(tf.make_tensor_proto(array))
+            log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+            writer.write(log.SerializeToString())
+
+
+def _check_answers(folder: pathlib.Path, requests: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Loads what was written, and asks it everything once."""
+    served = tf.saved_model.load(str(folder))
+    for name, inputs in requests.items():
+        answer = served.signatures[name](**{key: tf.constant(array) for key, array in inputs.items()})
+        for output, tensor in answer.items():
+            if tensor.dtype.is_floating and not np.all(np.isfinite(tensor)):
+                raise ValueError(f"cvae: expected finite numbers, got NaN or infinity as {output} of {name}")
+
+
+def _server_config(base: pathlib.Path) -> model_server_config_pb2.ModelServerConfig:
+    config = model_server_config_pb2.ModelServerConfig()
+    config.model_config_list.config.add(name=base.name, base_path=str(base), model_platform="tensorflow")
+    return config

@@ -1,0 +1,42 @@
+"""Picture files, written whole. Imports no TensorFlow."""
+
+import functools
+import pathlib
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from tfp_cvae import plotting
+from tfp_cvae.atomic import write_atomically
+
+_DPI = 150
+_COLUMNS = 8
+
+
+def check(path: pathlib.Path) -> None:
+    """Raises if a picture cannot be written: ValueError for its suffix, FileNotFoundError for its folder."""
+    formats = FigureCanvasAgg.get_supported_filetypes()
+    if path.suffix.lstrip(".").lower() not in formats:
+        raise ValueError(f"output: expected a picture format as suffix ({', '.join(formats)}), got {str(path)!r}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"output: expected a file in an existing folder, got no folder {str(path.parent)!r}")
+
+
+def save(figure: Figure, path: pathlib.Path) -> None:
+    """Writes a figure."""
+    write_atomically(path, functools.partial(figure.savefig, dpi=_DPI, bbox_inches="tight"))
+
+
+def save_samples(images: np.ndarray, title: str, path: pathlib.Path) -> None:
+    """Writes images as one picture, eight in a row.
+
+    Args:
+        images: `[n, height, width, channels]` float, in [0, 1].
+        title: Title of the picture.
+        path: File to write.
+    """
+    columns = min(len(images), _COLUMNS)
+    blank = np.ones((-len(images) % columns, *images.shape[1:]), np.float32)
+    table = np.concatenate([images, blank]).reshape(-1, columns, *images.shape[1:])
+    save(plotting.image_table(table, title=title), path)
