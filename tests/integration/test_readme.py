@@ -46,13 +46,14 @@ def folder(tmp_path_factory):
 
 
 def test_python(tmp_path):
-    (code,) = blocks("python")
-    run_command([sys.executable, "-c", code], tmp_path)
+    # The second block goes on where the first ends.
+    run_command([sys.executable, "-c", "\n".join(blocks("python"))], tmp_path)
     assert (tmp_path / "cvae.keras").is_file()
+    assert (tmp_path / "serving" / "cvae" / "1" / "saved_model.pb").is_file()
 
 
 def test_commands(folder):
-    names = ("evaluate", "generate", "plot", "recipes", "datasets")
+    names = ("evaluate", "generate", "plot", "export", "recipes", "datasets")
     quick = [words for words in commands() if words[1] in names and "runs/best" not in words]
     assert {words[1] for words in quick} == set(names)
     for words in quick:
@@ -71,10 +72,16 @@ def test_links_and_pictures_exist():
         assert (ROOT / target).exists(), target
 
 
+def test_each_file_of_results_is_explained():
+    results = ROOT / "benchmarks" / "results"
+    named = re.findall(r"`([\w-]+\.(?:json|csv|txt))`", (results / "README.md").read_text())
+    assert {path.name for path in results.iterdir()} - {"README.md"} == set(named)
+
+
 @pytest.mark.mnist
 def test_all_ten_classes_of_the_default_run_are_recognised(folder):
     mnist = load_dataset("mnist")
-    classifier = train_classifier(mnist.train.binarized("none"), mnist.train.labels, 10)
+    classifier = train_classifier(mnist.train.binarized("none"), mnist.train.labels, 10, epochs=3)
     assert correct(classifier, mnist.test.binarized("none"), mnist.test.labels).mean() > 0.985
     fractions = recognised(classifier, Run.load(folder / "runs" / "mnist5k").model(), count=1000).mean(axis=1)
     print("recognised, by class:", np.round(fractions, 3))

@@ -1,0 +1,189 @@
+"""The pages of docs are run. What serving.md says is run too, parsed by the server's own protos, or compared."""
+
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import PIL.Image
+import pytest
+import requests
+import stand_ins
+import tf_keras as keras
+import yaml
+from google.protobuf import text_format
+from tensorflow_serving.config import model_server_config_pb2
+
+from tfp_cvae import cli
+from tfp_cvae.build import build_cvae
+from tfp_cvae.config import TrainConfig
+from tfp_cvae.export import export_saved_model
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PAGES = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+TEXT = PAGES["serving"]
+
+# The blocks of these are run in order, each page in one process; those of serving.md need its export, and come below.
+WITH_PYTHON = ("concepts", "data", "evaluation", "index", "results", "training")
+
+
+def blocks(language, text=TEXT):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def commands(program, text=TEXT):
+    """Words of each command of a program, without comments and assignments before it."""
+    lines = "\n".join(blocks("bash", text)).replace("\\\n", " ").splitlines()
+    parts = [shlex.split(part, comments=True) for line in lines for part in line.split(" && ")]
+    bare = [words[next((i for i, word in enumerate(words) if "=" not in word), 0) :] for words in parts]
+    return [words for words in bare if words and words[0] == program]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the export that the page speaks of."""
+    path = tmp_path_factory.mktemp("docs")
+    keras.utils.set_random_seed(0)
+    export_saved_model(build_cvae((8, 8, 1), 10, 4, width=8), path / "serving" / "cvae")
+    return path
+
+
+def run(words, folder):
+    environment = {**os.environ, "PATH": f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(words, cwd=folder, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+def test_no_page_is_left_out():
+    assert [name for name, text in PAGES.items() if "```python" in text] == sorted((*WITH_PYTHON, "serving"))
+    for text in PAGES.values():
+        assert len(blocks("python", text)) == text.count("```python")
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON)
+def test_page(page, tmp_path):
+    run([sys.executable, "-c", "\n".join(blocks("python", PAGES[page]))], tmp_path)
+
+
+def test_commands_are_understood():
+    found = {name: commands("tfp-cvae", text) for name, text in PAGES.items()}
+    assert sum(map(len, found.values())) == sum(
+        len(re.findall(r"(?:^|&& |[A-Z]=\S+ )tfp-cvae ", block, re.MULTILINE))
+        for text in PAGES.values()
+        for block in blocks("bash", text)
+    )
+    parsed = [cli._parse(words[1:]) for of_page in found.values() for words in of_page]
+    used = {type(command).__name__ for command in parsed}
+    assert used >= {"Train", "Evaluate", "Generate", "Plot", "Export", "Request", "Recipes"}
+    assert any(isinstance(command, cli.Train) and command.config.prior == "flow" for command in parsed)
+
+
+def test_every_setting_is_listed():
+    table = PAGES["training"].partition("### Every setting")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", table, re.MULTILINE))
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    assert {name: eval(default) for name, default in rows.items()} == defaults
+
+
+def test_results_are_those_of_the_files():
+    folder = ROOT / "benchmarks" / "results"
+    rows = re.findall(r"^\|.* \+- .*", PAGES["results"], re.MULTILINE)
+    assert len(rows) == 6
+    best = json.loads((folder / "best-evaluation.json").read_text())
+    for key, scale in (("elbo", 1), ("log_p_x_given_y", 1), ("log_p_x", 1), ("bayes_accuracy", 100)):
+        found = best[key]
+        assert f"{scale * found['mean']:.2f} +- {scale * found['standard_error']:.2f}" in PAGES["results"], key
+    with (folder / "likelihood.csv").open(newline="") as lines:
+        measured = {row["run"]: row for row in csv.DictReader(lines)}
+    for key in ("elbo", "log_p_x_given_y"):
+        assert f"| {best[key]['mean']:.2f} +- {best[key]['standard_error']:.2f} |" in rows[0], key
+    for row, name in zip(rows[1:], ("ten0", "ten1", "ten2", "mnist", "homework"), strict=True):
+        for key in ("elbo", "log_p_x_given_y"):
+            mean, error = (float(measured[name][column]) for column in (key, f"{key}_se"))
+            assert f"| {mean:.2f} +- {error:.2f} |" in row, (name, key)
+        assert row.endswith(f"| {measured[name]['K']} |")
+
+
+def test_python_of_a_client(folder):
+    assert len(blocks("python")) == 2
+    for code in blocks("python"):
+        run([sys.executable, "-c", code + "\nassert image.shape == (2, 8, 8, 1)"], folder)
+
+
+def test_saved_model_cli(folder):
+    assert commands("saved_model_cli")
+    for words in commands("saved_model_cli"):
+        assert "Result for output key image" in run(words, folder)
+
+
+def test_requests(folder):
+    models = stand_ins.Models(folder / "serving" / "cvae")
+    with stand_ins.rest_server(models) as rest, stand_ins.grpc_server(models) as grpc:
+        found = [words for words in commands("tfp-cvae") if words[1] == "request"]
+        assert len(found) == 2
+        for words in found:
+            address = [word.replace("localhost:8501", rest).replace("localhost:8500", grpc) for word in words]
+            run(address, folder)
+            assert PIL.Image.open(folder / "three.png").size[0] > 300
+            (folder / "three.png").unlink()
+        (post,) = [words for words in commands("curl") if "POST" in words]
+        url, body = post[post.index("POST") + 1], post[post.index("-d") + 1]
+        (answer,) = requests.post(url.replace("localhost:8501", rest), data=body).json()["outputs"]
+    assert answer["b64"].startswith("iVBORw0")
+
+
+def test_configs_of_models():
+    (text,) = [block for block in blocks("textproto") if "model_config_list" in block]
+    config = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
+    (entry,) = config.model_config_list.config
+    assert list(entry.model_version_policy.specific.versions) == [1, 2]
+    assert dict(entry.version_labels) == {"stable": 1, "canary": 2}
+
+
+def test_config_of_batching():
+    # Its protos are not in tensorflow-serving-api: no more than the rule that the server has for these two.
+    (text,) = [block for block in blocks("textproto") if "max_batch_size" in block]
+    sizes = [int(size) for size in re.search(r"allowed_batch_sizes: \[(.*)\]", text)[1].split(",")]
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == int(re.search(r"max_batch_size { value: (\d+) }", text)[1])
+
+
+def test_kubernetes():
+    deployment, service = yaml.safe_load_all(blocks("yaml")[0])
+    pod = deployment["spec"]["template"]
+    (container,) = pod["spec"]["containers"]
+    assert service["spec"]["selector"] == pod["metadata"]["labels"] == deployment["spec"]["selector"]["matchLabels"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert (
+        ports == {port["targetPort"]: port["port"] for port in service["spec"]["ports"]} == {"grpc": 8500, "rest": 8501}
+    )
+    assert container["readinessProbe"]["httpGet"] == {"path": "/v1/models/cvae", "port": "rest"}
+    (mount,) = container["volumeMounts"]
+    assert mount["name"] == pod["spec"]["volumes"][0]["name"]
+
+
+def test_what_it_says_of_the_folder(folder):
+    version = folder / "serving" / "cvae" / "1"
+    (listing,) = re.findall(r"^```\n(serving/cvae/\n.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+    for path in (
+        "saved_model.pb",
+        "variables",
+        "assets.extra/tf_serving_warmup_requests",
+        "assets.extra/model_card.json",
+    ):
+        assert (version / path).exists()
+        assert pathlib.PurePath(path).name in listing
+    table = dict(re.findall(r"^\| (`[^|]+`) \| (`[^|]+`) \|", TEXT, re.MULTILINE))
+    documented = {
+        name: re.findall(r"`(\w+)`", inputs)
+        for names, inputs in table.items()
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    tensors = stand_ins.signature_tensors(version)
+    assert {name: sorted(inputs) for name, inputs in documented.items()} == {
+        name: sorted(found[0]) for name, found in tensors.items()
+    }
