@@ -5,16 +5,16 @@ import os
 import pathlib
 import sys
 
-DOCS = pathlib.Path(__file__).resolve().parent
-
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Of the checkout, if the package is not installed.
-sys.path.insert(0, str(DOCS.parent))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from pygments.lexers.special import TextLexer
 from sphinx.util.inspect import stringify_signature
 
 import tfp_cvae
+
+DOCS = pathlib.Path(__file__).resolve().parent
 
 project = "tfp_cvae"
 author = "the authors of tfp_cvae"
