@@ -473,3 +473,56 @@ def test_networks_that_do_not_fit():
         CVAE(keras.Model(encoder.inputs, keras.layers.Dense(2)(encoder.layers[-2].output)), decoder)
     with pytest.raises(TypeError, match="decoder: expected an output of the layer IndependentBernoulli"):
         CVAE(encoder, keras.Model(decoder.inputs, decoder.layers[-2].output))
+
+
+@pytest.mark.parametrize("loss", ["binary_crossentropy", "mse", keras.losses.BinaryCrossentropy(), keras.losses.mse])
+def test_a_loss_of_keras_is_refused(cvae, loss):
+    with pytest.raises(
+        ValueError, match=r"loss: expected tfp_cvae.NegativeELBO\(\) or NegativeIWAE\(\), got .* knows nothing"
+    ):
+        cvae.compile("adam", loss)
+
+
+def test_a_loss_of_ones_own(cvae, batch):
+    image, one_hot = batch
+    cvae.compile("adam", lambda image, output: -tf.reduce_mean(output.likelihood.log_prob(image), axis=0))
+    assert np.isfinite(cvae.evaluate((image, one_hot), image, verbose=0))
+
+
+def test_an_optimizer_of_keras_3_is_refused(cvae):
+    with pytest.raises(
+        TypeError, match=r"optimizer: expected one of tf_keras, got keras.* use tf_keras.optimizers.Adam"
+    ):
+        cvae.compile(tf.keras.optimizers.Adam(), NegativeELBO())
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        keras.callbacks.EarlyStopping("val_elbo"),
+        keras.callbacks.ModelCheckpoint("best.keras", "val_elbo", mode="min"),
+        keras.callbacks.ReduceLROnPlateau("elbo"),
+    ],
+)
+def test_a_callback_that_would_minimise_the_bound_is_refused(cvae, dataset, callback):
+    cvae.compile("adam", NegativeELBO())
+    with pytest.raises(
+        ValueError, match=r'callbacks: expected mode="max" of \w+, as (val_)?elbo is to rise, got "min"'
+    ):
+        cvae.fit(dataset.train.batches(24), callbacks=[callback])
+
+
+def test_a_split_is_not_batches(cvae, dataset):
+    cvae.compile("adam", NegativeELBO())
+    with pytest.raises(
+        TypeError, match=r"x: expected batches, got Split.* use its method batches, as in batches\(128\)"
+    ):
+        cvae.fit(dataset.train)
+
+
+@pytest.mark.parametrize("one_hot", [None, np.array([0, 1])])
+def test_integer_labels_are_not_one_hot(cvae, batch, one_hot):
+    with pytest.raises(
+        ValueError, match=r"one_hot: expected \[batch, 3\], one-hot rows, got .*cvae.one_hot\(label, batch\)"
+    ):
+        cvae.posterior(batch[0][:2], one_hot)

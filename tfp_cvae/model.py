@@ -374,4 +374,14 @@ def standard_normal(seed: tf.Tensor, shape: Sequence[int], stream: int = 0) -> t
 
 
 def _network_inputs(network: keras.Model, tensor: tf.Tensor, one_hot: tf.Tensor | None) -> Any:
-    return [tensor, one_hot] if len(network.inputs) == 2 else tensor
+    if len(network.inputs) == 1:
+        return tensor
+    width = network.inputs[1].shape[-1]
+    if one_hot is not None:
+        one_hot = tf.convert_to_tensor(one_hot, tf.float32)
+    if one_hot is None or one_hot.shape.rank not in (None, 2):
+        got = "None" if one_hot is None else f"shape {one_hot.shape.as_list()}"
+        raise ValueError(
+            f"one_hot: expected [batch, {width}], one-hot rows, got {got}; cvae.one_hot(label, batch) makes them"
+        )
+    return [tensor, one_hot]

@@ -24,6 +24,32 @@ class CheckedModel(keras.Model):
     image_shape: tuple[int, ...]
     num_classes: int
 
+    def compile(self, optimizer: Any = "rmsprop", loss: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Compiles as `keras.Model.compile` does, after a check of what is given.
+
+        Args:
+            optimizer: As of `keras.Model.compile`.
+            loss: `NegativeELBO` or `NegativeIWAE`, or a loss of your own that takes image and `CVAEOutput`.
+            *args: Of `keras.Model.compile`.
+            **kwargs: Of `keras.Model.compile`.
+
+        Raises:
+            TypeError: If the optimizer is not one of `tf_keras`.
+            ValueError: If the loss is one of Keras, which sees the mean image alone.
+        """
+        if type(optimizer).__module__.split(".")[0] == "keras":
+            raise TypeError(
+                f"optimizer: expected one of tf_keras, got {type(optimizer).__module__}.{type(optimizer).__name__}; "
+                f"tf.keras is Keras 3 here, so use tf_keras.optimizers.{type(optimizer).__name__}"
+            )
+        module = getattr(loss, "__module__", "") if callable(loss) else ""
+        if isinstance(loss, str) or module.split(".")[0] in ("keras", "tf_keras"):
+            raise ValueError(
+                f"loss: expected tfp_cvae.NegativeELBO() or NegativeIWAE(), got {loss!r}, which compares the image "
+                "with its reconstruction and knows nothing of the latent"
+            )
+        super().compile(optimizer, loss, *args, **kwargs)
+
     def fit(
         self,
         x: Any = None,
@@ -158,6 +184,8 @@ def checked_network(name: str, network: Any, first: str, *outputs: Any) -> tuple
 
 def checked_dataset(data: Any) -> Any:
     """A `tf.data.Dataset` that stops with an error at an input that is not in [0, 1]; anything else as it is."""
+    if hasattr(data, "batches"):
+        raise TypeError(f"x: expected batches, got {data!r}; use its method batches, as in batches(128)")
     if not isinstance(data, tf.data.Dataset):
         return data
 
@@ -167,7 +195,10 @@ def checked_dataset(data: Any) -> Any:
             hint = "divide grey values by 255, or binarize them" if name == "image" else "give one-hot rows"
             # Written so that NaN fails it.
             holds = tf.reduce_all((tensor >= 0) & (tensor <= 1))
-            assertions.append(tf.debugging.Assert(holds, [f"{name}: expected values in [0, 1]; {hint}. Got:", tensor]))
+            extremes = [tf.reduce_min(tensor), "to", tf.reduce_max(tensor)]
+            assertions.append(
+                tf.debugging.Assert(holds, [f"{name}: expected values in [0, 1]; {hint}. Got:", *extremes])
+            )
         with tf.control_dependencies(assertions):
             return tf.nest.map_structure(tf.identity, (x, *rest))
 
@@ -175,11 +206,18 @@ def checked_dataset(data: Any) -> Any:
 
 
 def check_callbacks(callbacks: Any) -> None:
-    """Raises TypeError for a callback of another Keras."""
+    """Raises TypeError for a callback of another Keras, and ValueError for one that would minimise a bound."""
     for callback in callbacks if isinstance(callbacks, (tuple, list)) else (callbacks,):
+        kind = type(callback)
         if not isinstance(callback, (keras.callbacks.Callback, keras.callbacks.CallbackList, type(None))):
-            kind = type(callback)
             raise TypeError(
                 f"callbacks: expected callbacks of tf_keras, got {kind.__module__}.{kind.__name__}; "
                 f"tf.keras is Keras 3 here, so use tf_keras.callbacks.{kind.__name__}"
+            )
+        monitor = getattr(callback, "monitor", None)
+        falls = getattr(callback, "monitor_op", None) is np.less or getattr(callback, "mode", None) in ("auto", "min")
+        if monitor in ("elbo", "val_elbo") and falls:
+            raise ValueError(
+                f'callbacks: expected mode="max" of {kind.__name__}, as {monitor} is to rise, got "min", which Keras '
+                "supposes where no mode is given"
             )
