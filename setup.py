@@ -11,7 +11,16 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "tfp_cvae" / "__init__.py
 TENSORBOARD = ["tensorboard>=2.20,<3"]
 NOTEBOOKS = ["ipykernel>=6", "ipywidgets>=8", "papermill>=2.6", *TENSORBOARD]
 DOCS = ["furo>=2025.7", "myst-nb>=1.3", "sphinx>=8", "sphinx-mathjax-offline>=0.0.2"]
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "pyyaml>=6", "scipy>=1.11", *NOTEBOOKS, *DOCS]
+TEST = [
+    "hypothesis>=6.100",
+    "psutil>=5.9",
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "pyyaml>=6",
+    "scipy>=1.11",
+    *NOTEBOOKS,
+    *DOCS,
+]
 
 setuptools.setup(
     name="tfp-cvae",
@@ -30,6 +39,7 @@ setuptools.setup(
         "tensorflow-probability>=0.25,<0.26",
         "tensorflow-serving-api>=2.21,<2.22",
         "tensorflow-datasets>=4.9.10,<5",
+        "filelock>=4,<5",
         "grpcio>=1.60,<2",
         "importlib_resources>=6",  # tensorflow-datasets needs it and does not ask for it.
         "matplotlib>=3.8,<4",

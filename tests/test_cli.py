@@ -133,7 +133,7 @@ def test_plot_without_the_data_set(run_folder, capsys):
         data.with_suffix(".away").rename(data)
     out, err = capsys.readouterr()
     assert len(out.split()) == 3
-    assert err.startswith("without styles.png, which needs the data set: dataset: expected an existing .npz file")
+    assert err.startswith(f"without styles.png, which needs the data set: {data}: expected an existing .npz file")
 
 
 def test_datasets(capsys):
@@ -146,7 +146,7 @@ def test_datasets(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "train, evaluate, generate, plot, export, request, recipes, datasets"),
+        ([], "train, evaluate, generate, plot, export, request, check, recipes, datasets"),
         (["tarin"], "Unrecognized options: tarin; see tfp-cvae --help"),
         (["train", "--epochs", "0"], "epochs: expected an integer >= 1, got 0"),
         (["train", "--epochs", "many"], "--epochs"),

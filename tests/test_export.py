@@ -346,5 +346,5 @@ def test_full_disk(tmp_path, room):
         text=True,
         check=True,
     )
-    assert found.stdout.startswith(f"{tmp_path / 'cvae'}: expected a folder that can be written, got "), found.stdout
+    assert found.stdout.startswith(f"{tmp_path / 'cvae'}: expected to write it, got: File too large"), found.stdout
     assert [path.name for path in (tmp_path / "cvae").iterdir()] == ["models.config"]

@@ -12,14 +12,22 @@ import pytest
 import tf_keras as keras
 
 from tfp_cvae import figures
-from tfp_cvae.callbacks import HISTORY_COLUMNS
+from tfp_cvae.callbacks import HISTORY_COLUMNS, StopAtNonFiniteLoss
 from tfp_cvae.config import TrainConfig
 from tfp_cvae.losses import NegativeELBO, NegativeIWAE
 from tfp_cvae.run import Run
 from tfp_cvae.sources import load_dataset
 from tfp_cvae.training import build_model, compile_model, default_output, held_out_batches, train
 
-FILES = ["config.json", "evaluation.json", "figures", "history.csv", "images_by_epoch.npz", "model.keras"]
+FILES = [
+    "config.json",
+    "evaluation.json",
+    "figures",
+    "history.csv",
+    "images_by_epoch.npz",
+    "manifest.json",
+    "model.keras",
+]
 
 
 def small(npz, **values):
@@ -172,15 +180,40 @@ def test_the_average_of_the_weights_is_what_is_kept(tmp_path, npz):
 
 def test_a_loss_that_is_not_finite_stops_the_training_and_says_so(tmp_path, npz):
     config = small(npz, learning_rate=1e18, learning_rate_schedule="constant", epochs=50)
-    with pytest.raises(ValueError, match="learning_rate: expected a rate at which the loss stays finite"):
+    with pytest.raises(
+        ValueError,
+        match=r"loss: expected finite values, got (nan|inf) in epoch 1, step 1 to 6, .* The best model so far is .*keras",
+    ):
         train(config, tmp_path / "run", verbose=0)
-    assert len(Run.load(tmp_path / "run").history()) <= 1
+    run = Run.load(tmp_path / "run")
+    assert run.history() == []
+    assert all(np.isfinite(variable).all() for variable in run.model().get_weights())
+
+
+def test_the_weights_before_a_loss_that_is_not_finite_are_kept(tmp_path, npz, monkeypatch):
+    whole = train(small(npz, epochs=2), tmp_path / "whole", verbose=0)
+    on_batch = StopAtNonFiniteLoss.on_train_batch_end
+
+    def infinite(self, batch, logs=None):
+        if self.epoch == 2:
+            self.model.trainable_variables[0].assign_add(np.inf * self.model.trainable_variables[0])
+            logs = {"loss": np.inf}
+        on_batch(self, batch, logs)
+
+    monkeypatch.setattr(StopAtNonFiniteLoss, "on_train_batch_end", infinite)
+    config = small(npz, epochs=4, learning_rate_schedule="constant")
+    with pytest.raises(ValueError, match="got inf in epoch 3, step 1 to 6, and stopped"):
+        train(config, tmp_path / "run", verbose=0)
+    run = Run.load(tmp_path / "run")
+    assert [row["epoch"] for row in run.history()] == [1, 2]
+    assert all(np.isfinite(variable).all() for variable in run.model().get_weights())
+    assert len(whole.model().get_weights()) == len(run.model().get_weights())
 
 
 def test_a_damaged_model_is_named(tmp_path, npz):
     run = train(small(npz, epochs=1), tmp_path / "run", verbose=0)
     (run.path / "model.keras").write_bytes(b"PK broken")
-    with pytest.raises(ValueError, match=r"run: expected a whole .*model.keras, got an unreadable one"):
+    with pytest.raises(ValueError, match=r"model.keras: expected a whole model of this package, got an unreadable one"):
         run.model()
 
 
@@ -222,7 +255,7 @@ def test_an_existing_folder_is_never_overwritten_unasked(tmp_path, npz):
     train(small(npz, epochs=1), tmp_path / "run", verbose=0)
     before = (tmp_path / "run" / "model.keras").read_bytes()
     with pytest.raises(
-        ValueError, match=r"output: expected a new folder, got .*run', which holds a run; choose another"
+        ValueError, match=r"output: expected a new folder, got .*run', which holds a run; go on with it"
     ):
         train(small(npz, epochs=1), tmp_path / "run", verbose=0)
     assert (tmp_path / "run" / "model.keras").read_bytes() == before
@@ -302,8 +335,8 @@ def test_an_interruption_in_the_first_epoch_is_said(tmp_path, npz, capsys, monke
     def interrupt(self, step, logs=None):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(keras.callbacks.TerminateOnNaN, "on_batch_end", interrupt)
+    monkeypatch.setattr(StopAtNonFiniteLoss, "on_train_batch_end", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(small(npz), tmp_path / "run")
-    assert "interrupted in the first epoch; the model as it was is" in capsys.readouterr().out
+    assert "interrupted in the first epoch; the model so far is" in capsys.readouterr().out
     assert Run.load(tmp_path / "run").model().generate(0).shape == (1, 8, 8, 1)

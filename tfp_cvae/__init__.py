@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from tfp_cvae.backup import Backup as Backup
     from tfp_cvae.build import build_cvae as build_cvae
     from tfp_cvae.callbacks import ImageGrid as ImageGrid
     from tfp_cvae.callbacks import KLWarmUp as KLWarmUp
+    from tfp_cvae.callbacks import StopAtNonFiniteLoss as StopAtNonFiniteLoss
     from tfp_cvae.callbacks import SwapEMAWeights as SwapEMAWeights
     from tfp_cvae.client import request_images as request_images
     from tfp_cvae.config import EvaluationConfig as EvaluationConfig
@@ -43,8 +45,9 @@ if TYPE_CHECKING:
     from tfp_cvae.training import train as train
 
 _MODULES = {
+    "backup": ("Backup",),
     "build": ("build_cvae",),
-    "callbacks": ("ImageGrid", "KLWarmUp", "SwapEMAWeights"),
+    "callbacks": ("ImageGrid", "KLWarmUp", "StopAtNonFiniteLoss", "SwapEMAWeights"),
     "client": ("request_images",),
     "config": ("EvaluationConfig", "TrainConfig"),
     "data": ("Dataset",),

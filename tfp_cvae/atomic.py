@@ -1,12 +1,16 @@
-"""Files and folders that are either whole or absent."""
+"""Files and folders that are either whole or absent, and on the disk before they have their names."""
 
+import contextlib
 import errno
 import os
 import pathlib
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+
+# Names of what is not whole yet, or not any more: hidden, and safe to delete once no process writes into the folder.
+TEMPORARY_PREFIX = ".tmp-"
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[pathlib.Path], Any]) -> pathlib.Path:
@@ -27,13 +31,33 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[pathlib.Path
         raise FileNotFoundError(f"{path}: expected a file in an existing folder, got no folder {str(path.parent)!r}")
     if path.is_dir():
         raise IsADirectoryError(f"{path}: expected the name of a file, got that of a folder")
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    temporary = _temporary(path.parent, path.suffix)
+    with _explained(path):
+        try:
+            write(temporary)
+            flush(temporary)
+            os.replace(temporary, path)
+            flush(path.parent)
+        finally:
+            # The folder may be gone, or not be writable any more.
+            with contextlib.suppress(OSError):
+                temporary.unlink()
     return path
+
+
+def write_folder(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
+    """Writes a folder that appears whole.
+
+    Args:
+        path: Folder to make, which must not exist, in an existing one.
+        write: Function that fills an empty folder.
+
+    Raises:
+        OSError: If the folder cannot be written there.
+    """
+    with _explained(path), _filled(path.parent, write) as temporary:
+        temporary.rename(path)
+        flush(path.parent)
 
 
 def write_next_version(base: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> pathlib.Path:
@@ -51,16 +75,9 @@ def write_next_version(base: pathlib.Path, write: Callable[[pathlib.Path], Any])
     Raises:
         OSError: If the folder cannot be written there.
     """
-    # Not of tempfile.mkdtemp, which keeps other users out: a server may be one.
-    temporary = base / f".tmp-{uuid.uuid4().hex}"
-    temporary.mkdir()
-    try:
-        write(temporary)
-        for path in [*temporary.rglob("*"), temporary]:
-            _flush(path)
+    with _explained(base), _filled(base, write) as temporary:
         while True:
-            numbers = [int(path.name) for path in base.iterdir() if path.name.isdecimal()]
-            version = base / str(max(numbers, default=0) + 1)
+            version = base / str(max(numbered(base), default=0) + 1)
             try:
                 # Fails if the folder is there, as a version is never empty.
                 temporary.rename(version)
@@ -68,16 +85,66 @@ def write_next_version(base: pathlib.Path, write: Callable[[pathlib.Path], Any])
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
                 continue
-            _flush(base)
+            flush(base)
             return version
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _flush(path: pathlib.Path) -> None:
+def numbered(base: pathlib.Path) -> list[int]:
+    """Numbers that are names of entries of a folder."""
+    return [int(path.name) for path in base.iterdir() if path.name.isdecimal()]
+
+
+def delete_folder(path: pathlib.Path) -> None:
+    """Deletes a folder, which disappears as a whole."""
+    temporary = _temporary(path.parent)
+    path.rename(temporary)
+    shutil.rmtree(temporary)
+
+
+def delete_temporary(folder: pathlib.Path) -> None:
+    """Deletes what killed processes left half written in a folder, or in folders in it."""
+    for path in list(folder.rglob(f"{TEMPORARY_PREFIX}*")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def flush(path: pathlib.Path) -> None:
     """Waits until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _temporary(folder: pathlib.Path, suffix: str = "") -> pathlib.Path:
+    return folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}{suffix}"
+
+
+@contextlib.contextmanager
+def _filled(folder: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> Iterator[pathlib.Path]:
+    """A temporary subfolder that has been written and flushed, which is gone afterwards unless it was renamed."""
+    # Not of tempfile.mkdtemp, which keeps other users out: a server may be one.
+    temporary = _temporary(folder)
+    try:
+        temporary.mkdir()
+        write(temporary)
+        for path in [*temporary.rglob("*"), temporary]:
+            flush(path)
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _explained(path: pathlib.Path) -> Iterator[None]:
+    """Says of an error of the system which file could not be written, instead of the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        explained = type(error)(f"{path}: expected to write it, got: {reason}; make room, or choose another folder")
+        explained.errno = error.errno
+        raise explained from error

@@ -50,17 +50,54 @@ class KLWarmUp(keras.callbacks.Callback):
         weight.assign(self.kl_weight * min(1.0, (epoch + 1) / self.epochs))
 
 
+class StopAtNonFiniteLoss(keras.callbacks.Callback):
+    """Stops with an error when the loss is NaN or infinite, and puts back the weights that the epoch began with.
+
+    Attributes:
+        epoch: Number of the epoch, from 0.
+
+    Raises:
+        ValueError: From `fit`; the message tells the step.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._weights: list[np.ndarray] = []
+        self.epoch = self._batch = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        self.epoch, self._batch = epoch, 0
+        self._weights = self.model.get_weights()
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
+        loss = (logs or {}).get("loss", 0.0)
+        if not np.isfinite(loss):
+            self.model.set_weights(self._weights)
+            # Several steps are one execution if the model was compiled so.
+            steps = f"{self._batch + 1}" if batch == self._batch else f"{self._batch + 1} to {batch + 1}"
+            raise ValueError(
+                f"loss: expected finite values, got {loss} in epoch {self.epoch + 1}, step {steps}, and stopped; the "
+                "weights are those at the beginning of the epoch. Likely reasons: the learning rate is too high, the "
+                "model began with values too large, or own networks divide or take a logarithm of 0"
+            )
+        self._batch = batch + 1
+
+
 class SwapEMAWeights(keras.callbacks.Callback):
     """Validates, and shows to the callbacks after it, the moving average of the weights that the optimizer keeps.
 
     For an optimizer with `use_ema=True`. Keras itself puts the average into the model only when training ends, so that
-    validation during training would measure other weights than those that are kept. Put it before `ModelCheckpoint`,
-    and after `BackupAndRestore`, which has to see the weights that are being trained.
+    validation during training would measure other weights than those that are kept. Put it before `ModelCheckpoint`.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._trained: list[np.ndarray] | None = None
+
+    @property
+    def swapped(self) -> bool:
+        """Whether the model holds the average at the moment."""
+        return self._trained is not None
 
     def _swap_in(self) -> None:
         variables = self.model.trainable_variables
@@ -72,6 +109,10 @@ class SwapEMAWeights(keras.callbacks.Callback):
             for variable, value in zip(self.model.trainable_variables, self._trained, strict=True):
                 variable.assign(value)
             self._trained = None
+
+    def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
+        # After a `fit` that was interrupted in its validation.
+        self._swap_out()
 
     def on_test_begin(self, logs: Mapping[str, float] | None = None) -> None:
         self._swap_in()
@@ -109,6 +150,14 @@ class HistoryCSV(keras.callbacks.Callback):
         self._begin = 0.0
         self._seconds: float | None = None
 
+    def get_state(self) -> Mapping[str, Any]:
+        """The rows, for `Backup`."""
+        return {"rows": self.rows}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `get_state` has given."""
+        self.rows = state["rows"]
+
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         self._begin, self._seconds = time.perf_counter(), None
 
@@ -144,15 +193,30 @@ class ImageGrid(keras.callbacks.Callback):
     without classes, one of eight latents.
 
     Args:
-        path: File to write.
+        path: File to write; its name ends in `.npz`.
         seed: Seed of the latent.
+
+    Raises:
+        ValueError: If the name of the file does not end in `.npz`.
     """
 
     def __init__(self, path: str | os.PathLike[str], seed: int = 0) -> None:
         super().__init__()
         self.path = pathlib.Path(path)
+        if self.path.suffix != ".npz":
+            raise ValueError(
+                f"path: expected a name that ends in .npz, got {str(path)!r}; plotting.image_table draws it"
+            )
         self.seed = seed
         self.images: dict[int, np.ndarray] = {}
+
+    def get_state(self) -> Mapping[str, Any]:
+        """The images that are kept, for `Backup`."""
+        return {"epochs": list(self.images), "images": list(self.images.values())}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `get_state` has given."""
+        self.images = dict(zip(state["epochs"], state["images"], strict=True))
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         num_classes = self.model.num_classes

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import importlib
 import io
 import os
@@ -18,6 +19,7 @@ import tyro
 from tfp_cvae import checks, recipes
 from tfp_cvae.config import QUICK_EVALUATION, EvaluationConfig, TrainConfig
 
+_COMMANDS = ("train", "evaluate", "generate", "plot", "export", "request", "check", "recipes", "datasets")
 _DESCRIPTION = "Class-conditional variational autoencoders: train, evaluate, generate, serve."
 
 
@@ -30,6 +32,8 @@ class Train:
     """Run folder to make; by default runs/ and the name of the data set."""
     overwrite: bool = False
     """Delete the run that the folder may hold."""
+    resume: bool = False
+    """Go on with the run that the folder may hold, exactly as if it had not been interrupted."""
     recipe: Annotated[str, tyro.conf.arg(metavar="NAME")] = "default"
     """Named settings, which `tfp-cvae recipes` lists; the other flags change some of them."""
     # Read by `_parse`, which gives `config` the settings of the recipe before the other flags are parsed.
@@ -39,7 +43,7 @@ class Train:
         from tfp_cvae.training import default_output, train
 
         output = self.output or default_output(self.config)
-        print(train(self.config, output, overwrite=self.overwrite).summary())
+        print(train(self.config, output, overwrite=self.overwrite, resume=self.resume).summary())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +194,28 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
+class Check:
+    """Check that the files of a run are whole, and those that were written."""
+
+    run_folder: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="RUN")]
+    """Run folder."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        from tfp_cvae import manifest
+        from tfp_cvae.run import Run
+
+        run = Run.load(self.run_folder)
+        faults = run.faults()
+        if faults:
+            found = "; ".join(f"{name} is {fault}" for name, fault in faults.items())
+            raise ValueError(f"run: expected {run.path} as it was written, got: {found}")
+        for name, entry in manifest.read(run.path).items():
+            print(f"{entry['size']:12,} bytes  {name}")
+        print(f"{run.path}: all files are there, with the sizes and SHA-256 of {manifest.FILE}")
+
+
+@dataclasses.dataclass(frozen=True)
 class Datasets:
     """List the data sets that can be loaded here, and from where."""
 
@@ -219,6 +245,7 @@ def _command(config: TrainConfig) -> Any:
         | Annotated[Plot, tyro.conf.subcommand("plot", prefix_name=False)]
         | Annotated[Export, tyro.conf.subcommand("export", prefix_name=False)]
         | Annotated[Request, tyro.conf.subcommand("request", prefix_name=False)]
+        | Annotated[Check, tyro.conf.subcommand("check", prefix_name=False)]
         | Annotated[Recipes, tyro.conf.subcommand("recipes", prefix_name=False)]
         | Annotated[Datasets, tyro.conf.subcommand("datasets", prefix_name=False)]
     )
@@ -265,11 +292,21 @@ def _import_tensorflow_quietly() -> None:
 def _parse(arguments: Sequence[str] | None) -> Any:
     """Parses the command line; a mistake becomes a ValueError, in place of the box that tyro prints."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    # The recipe decides the defaults of the other flags, so that it has to be known before they are parsed.
+    # The recipe, or the run to resume, decides the defaults of the other flags, and has to be known before they are
+    # parsed.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--recipe", default="default")
+    first.add_argument("--recipe")
+    first.add_argument("--output", type=pathlib.Path)
+    first.add_argument("--resume", action="store_true")
     try:
-        config = recipes.recipe(first.parse_known_args(words)[0].recipe)
+        known = first.parse_known_args(words)[0]
+        if known.resume and known.output and (known.output / "config.json").is_file() and not known.recipe:
+            _import_tensorflow_quietly()
+            from tfp_cvae.run import Run
+
+            config = Run.load(known.output).config
+        else:
+            config = recipes.recipe(known.recipe or "default")
     except argparse.ArgumentError:
         config = TrainConfig()
     printed = io.StringIO()
@@ -279,7 +316,31 @@ def _parse(arguments: Sequence[str] | None) -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ValueError(f"{_unboxed(printed.getvalue())}; see tfp-cvae --help") from None
+        message = _unboxed(printed.getvalue())
+        raise ValueError(f"{message}; {_near(message, config)}see {_help(words)}") from None
+
+
+def _help(words: Sequence[str]) -> str:
+    """The command that lists what the words could have been."""
+    return f"tfp-cvae {words[0]} --help" if words and words[0] in _COMMANDS else "tfp-cvae --help"
+
+
+def _near(message: str, config: TrainConfig) -> str:
+    """What a misspelt word could have meant."""
+    known = [
+        f"--{name.replace('_', '-')}"
+        for kind in (Train, Evaluate, Generate, Export, Request, config)
+        for name in _fields(kind)
+    ]
+    for word in re.findall(r"[\w-]+", message.partition("Unrecognized options:")[2]):
+        near = difflib.get_close_matches(word, known if word.startswith("--") else _COMMANDS, n=1, cutoff=0.7)
+        if near:
+            return f"did you mean {near[0]}? "
+    return ""
+
+
+def _fields(kind: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
 
 
 def _unboxed(text: str) -> str:

@@ -1,6 +1,7 @@
 """Images and labels in memory, validated, and the batches that `fit` takes."""
 
 import dataclasses
+import hashlib
 import typing
 from collections.abc import Iterator, Sequence
 
@@ -14,6 +15,17 @@ from tfp_cvae.config import Binarization
 HELD_OUT_SEED = 0
 
 _CHUNK = 8192
+
+
+@dataclasses.dataclass
+class EpochCounter:
+    """The `epochs` of batches of the training split.
+
+    Attributes:
+        next: Number of the epoch that the next iteration over the batches is, from 0.
+    """
+
+    next: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -81,8 +93,8 @@ class Split:
         epoch, and its batches are a function of (`seed`, epoch) alone. The other splits keep their order, and are one
         draw, `binarized(binarization, seed)`.
 
-        The result counts its own iterations: a look with `next(iter(...))` begins an epoch too, and a second `fit` on
-        it goes on where the first has stopped. Ask for new batches to start again.
+        The result counts its own iterations in its attribute `epochs`: a look with `next(iter(...))` begins an epoch
+        too, and a second `fit` on it goes on where the first has stopped. Ask for new batches to start again.
 
         Args:
             batch_size: Images in a batch, >= 1 and at most the size of the split.
@@ -106,25 +118,30 @@ class Split:
                 "use a smaller batch or more images"
             )
         checks.choice("binarization", binarization, typing.get_args(Binarization))
+        epochs = EpochCounter(initial_epoch)
         if self.name == "train":
-            dataset = self._epochs(batch_size, binarization, seed, initial_epoch, drop_remainder)
+            dataset = self._epochs(batch_size, binarization, seed, epochs, drop_remainder)
         else:
             arrays = (self.binarized(binarization, seed), self.one_hot())
             dataset = tf.data.Dataset.from_tensor_slices(arrays).batch(batch_size, drop_remainder=drop_remainder)
         form = _labelled if conditional else _unlabelled
-        return dataset.map(form, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+        dataset = dataset.map(form, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        dataset = dataset.prefetch(tf.data.AUTOTUNE)
+        if self.name == "train":
+            dataset.epochs = epochs
+        return dataset
 
     def _epochs(
-        self, batch_size: int, binarization: Binarization, seed: int, initial_epoch: int, drop_remainder: bool
+        self, batch_size: int, binarization: Binarization, seed: int, epochs: EpochCounter, drop_remainder: bool
     ) -> tf.data.Dataset:
         """Shuffled and freshly binarized batches; each iteration is the next epoch."""
         size = len(self)
         steps = size // batch_size if drop_remainder else -(-size // batch_size)
         images, one_hot = tf.constant(self.images), tf.constant(self.one_hot())
-        epochs = iter(range(initial_epoch, 2**31))
 
         def next_epoch() -> Iterator[int]:
-            yield next(epochs)
+            epochs.next += 1
+            yield epochs.next - 1
 
         def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
             epoch_seed = tf.random.experimental.stateless_fold_in(tf.constant([seed, 0], tf.int32), epoch)
@@ -177,6 +194,15 @@ class Dataset:
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all images, labels and names of classes, in hexadecimal digits."""
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        for split in (self.train, self.validation, self.test):
+            digest.update(repr(split.images.shape).encode())
+            digest.update(np.ascontiguousarray(split.images).data)
+            digest.update(np.ascontiguousarray(split.labels).data)
+        return digest.hexdigest()
 
     def class_probabilities(self) -> np.ndarray:
         """p(y), the share of each class in the training split: `[num_classes]` float64."""

@@ -61,10 +61,14 @@ def export_saved_model(
         The folder of the version, `base_path/N` with N one more than the highest so far.
 
     Raises:
-        TypeError: If `num_importance_samples` is not an integer.
+        TypeError: If `cvae` is not a model, or `num_importance_samples` not an integer.
         ValueError: If a value is out of range, or the model gives numbers that are not finite.
         OSError: If the folder cannot be written.
     """
+    if not isinstance(cvae, CVAE):
+        raise TypeError(
+            f"cvae: expected a CVAE, got {cvae!r:.80}; for a run folder, use export_run(Run.load(folder), ...)"
+        )
     checks.integer("num_importance_samples", num_importance_samples, 1)
     probabilities = _class_probabilities(class_probabilities, cvae.num_classes)
     base = _checked_base(base_path)
@@ -90,7 +94,8 @@ def export_saved_model(
             (extra / "model_card.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
             _write_warmup(extra / "tf_serving_warmup_requests", base.name, requests)
         except tf.errors.OpError as error:
-            raise OSError(f"{base}: expected a folder that can be written, got {error.message}") from error
+            # The last part of the message is the reason; before it are temporary names.
+            raise OSError(error.message.rpartition("; ")[2]) from error
         _check_answers(folder, requests)
 
     base.mkdir(parents=True, exist_ok=True)

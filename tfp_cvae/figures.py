@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 from matplotlib.figure import Figure
 
-from tfp_cvae import checks, pictures, plotting, recognition
+from tfp_cvae import checks, manifest, pictures, plotting, recognition
 from tfp_cvae.data import Dataset
 from tfp_cvae.model import CVAE
 from tfp_cvae.run import Run
@@ -74,10 +74,11 @@ def _write(run: Run, figures: Iterator[tuple[str, Figure]]) -> list[pathlib.Path
     folder = run.path / "figures"
     folder.mkdir(exist_ok=True)
     drawn = []
-    for name, figure in figures:
-        path = folder / f"{name}.png"
-        pictures.save(figure, path)
-        drawn.append(path)
+    with manifest.changing(run.path, folder.name):
+        for name, figure in figures:
+            path = folder / f"{name}.png"
+            pictures.save(figure, path)
+            drawn.append(path)
     return drawn
 
 

@@ -7,14 +7,12 @@ import json
 import os
 import pathlib
 import shutil
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import tf_keras as keras
 
-from tfp_cvae import results
+from tfp_cvae import archive, atomic, manifest, results
 from tfp_cvae.atomic import write_atomically
 from tfp_cvae.config import Binarization, TrainConfig
 from tfp_cvae.data import HELD_OUT_SEED, Dataset
@@ -22,7 +20,14 @@ from tfp_cvae.model import CVAE
 
 _BOUND = ("elbo", "rate", "distortion", "iwae")
 _CONFIG = "config.json"
-_CONTENTS = (_CONFIG, "history.csv", "model.keras", "evaluation.json", "images_by_epoch.npz", "figures", "tensorboard")
+_EVALUATION = "evaluation.json"
+_FILES = (_EVALUATION, "model.keras", "history.csv", "images_by_epoch.npz", _CONFIG)
+_BACKUP = "backup"
+# In the order in which they are deleted: first what makes a run a finished one, last what makes it a run.
+_CONTENTS = (_EVALUATION, _BACKUP, manifest.FILE, "figures", "tensorboard", *_FILES)
+
+# Version of the run folder: 0 had neither this number nor a backup, a manifest and the fingerprint of the data.
+FORMAT_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Run:
         class_names: Name of each class; empty without classes.
         class_probabilities: Share of each class in the training images; empty without classes.
         versions: Versions of the packages that trained it.
+        dataset_sha256: Fingerprint of the data set, `Dataset.fingerprint`; "" in runs of format version 0.
     """
 
     path: pathlib.Path
@@ -42,6 +48,7 @@ class Run:
     class_names: tuple[str, ...]
     class_probabilities: tuple[float, ...]
     versions: Mapping[str, str]
+    dataset_sha256: str = ""
 
     @classmethod
     def create(
@@ -59,28 +66,21 @@ class Run:
             ValueError: If the folder exists and is not empty, or `overwrite` is to delete what is not a run.
         """
         path = pathlib.Path(path)
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"output: expected a new folder, got {str(path)!r}, which is a file")
-        if path.is_dir() and any(path.iterdir()):
-            if not (path / _CONFIG).is_file():
-                raise ValueError(
-                    f"output: expected a new folder, got {str(path)!r}, which holds something else than a run"
-                )
-            if not overwrite:
-                raise ValueError(
-                    f"output: expected a new folder, got {str(path)!r}, which holds a run; choose another one, "
-                    "or overwrite it (--overwrite)"
-                )
+        check_free(path, overwrite)
+        if holds_run(path):
             for name in _CONTENTS:
                 _delete(path / name)
         class_names = dataset.class_names if config.conditional else ()
         class_probabilities = tuple(dataset.class_probabilities().tolist()) if config.conditional else ()
-        run = cls(path, config, class_names, class_probabilities, versions())
-        (path / "figures").mkdir(parents=True, exist_ok=True)
+        run = cls(path, config, class_names, class_probabilities, versions(), dataset.fingerprint())
+        path.mkdir(parents=True, exist_ok=True)
+        run.backup_folder.mkdir(exist_ok=True)
         content = {
+            "format_version": FORMAT_VERSION,
             **config.to_dict(),
             "class_names": class_names,
             "class_probabilities": class_probabilities,
+            "dataset_sha256": run.dataset_sha256,
             "versions": run.versions,
         }
         write_atomically(path / _CONFIG, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))
@@ -91,21 +91,69 @@ class Run:
         """Opens a run folder.
 
         Raises:
-            ValueError: If the folder is not a run.
+            TypeError: If a setting is of the wrong kind.
+            ValueError: If the folder is not a run, or one of a later version of this package.
         """
         path = pathlib.Path(path)
+        if not (path / _CONFIG).is_file():
+            got = f"no {_CONFIG} in it" if path.is_dir() else "none"
+            raise ValueError(f"run: expected the folder {str(path)!r} that `tfp-cvae train` made, got {got}")
         try:
-            content = json.loads((path / _CONFIG).read_text())
-            class_names, found_versions = content.pop("class_names"), content.pop("versions")
-            # Which runs of the first version do not have.
-            class_probabilities = content.pop("class_probabilities", ())
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            content = archive.parse_json((path / _CONFIG).read_bytes())
+            found_versions = _strings(content.pop("versions"))
+            class_names = _strings(dict(enumerate(content.pop("class_names"))))
+            # Which runs of version 0 do not all have.
+            format_version = int(content.pop("format_version", 0))
+            class_probabilities = tuple(map(float, content.pop("class_probabilities", ())))
+            dataset_sha256 = str(content.pop("dataset_sha256", ""))
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(
                 f"run: expected a folder that `tfp-cvae train` made, got {str(path)!r}, "
                 f"whose {_CONFIG} cannot be read ({type(error).__name__})"
             ) from error
+        if format_version > FORMAT_VERSION:
+            raise ValueError(
+                f"run: expected a folder of format version {FORMAT_VERSION} or less, got {str(path)!r} of version "
+                f"{format_version}; it was made by tfp-cvae {found_versions.get('tfp-cvae', '?')}: upgrade to that"
+            )
         config = TrainConfig.from_dict(content)
-        return cls(path, config, tuple(class_names), tuple(class_probabilities), found_versions)
+        return cls(path, config, tuple(class_names.values()), class_probabilities, found_versions, dataset_sha256)
+
+    @property
+    def backup_folder(self) -> pathlib.Path:
+        """Backups of the training; there until it is finished."""
+        return self.path / _BACKUP
+
+    def is_finished(self) -> bool:
+        """Whether the training has ended, with evaluation and figures."""
+        return self.has_evaluation() and not self.backup_folder.exists()
+
+    def finish(self) -> None:
+        """Marks the end of the training: lists its files in the manifest, and deletes the backup."""
+        with manifest.changing(self.path, *_FILES):
+            pass
+        if self.backup_folder.exists():
+            atomic.delete_folder(self.backup_folder)
+
+    def faults(self) -> dict[str, str]:
+        """What is wrong with the run, by the name of the file; empty if nothing is.
+
+        Sizes and SHA-256 of the files are compared with those that were written down in `manifest.json`.
+
+        Raises:
+            ValueError: If the manifest cannot be read.
+        """
+        found = {name: "missing" for name in _FILES if not (self.path / name).is_file()}
+        if self.backup_folder.exists():
+            epochs = len(self.history())
+            found[_BACKUP] = (
+                f"the training has not ended, after {epochs} of {self.config.epochs} epochs; go on with --resume"
+            )
+            return found
+        listed = manifest.read(self.path)
+        unlisted = "not in the manifest: what wrote it was stopped meanwhile, or was an older version; run it again"
+        found |= {name: unlisted for name in _FILES if name not in listed and name not in found}
+        return found | manifest.faults(self.path)
 
     def history(self) -> list[dict[str, float]]:
         """Rows of `history.csv`, one for each epoch, by `callbacks.HISTORY_COLUMNS`; none before the first epoch."""
@@ -126,10 +174,7 @@ class Run:
             raise ValueError(
                 f"run: expected a finished training in {str(self.path)!r}, got no model.keras; train it first"
             )
-        try:
-            return keras.models.load_model(file, compile=False)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise ValueError(f"run: expected a whole {file}, got an unreadable one: {error}; train again") from error
+        return archive.load_keras(file)
 
     def has_model(self) -> bool:
         """Whether a trained model has been saved."""
@@ -167,7 +212,7 @@ class Run:
 
     def has_evaluation(self) -> bool:
         """Whether the model has been evaluated."""
-        return (self.path / "evaluation.json").is_file()
+        return (self.path / _EVALUATION).is_file()
 
     def write_evaluation(self, result: Mapping[str, Any]) -> None:
         """Writes `evaluation.json`.
@@ -178,7 +223,8 @@ class Run:
         origin = {"trained_on": self.config.dataset, "training_seed": self.config.seed, "versions": versions()}
         content = {**result, "protocol": {**result["protocol"], **origin}}
         text = json.dumps(content, indent=2, allow_nan=False)
-        write_atomically(self.path / "evaluation.json", lambda file: file.write_text(text + "\n"))
+        with manifest.changing(self.path, _EVALUATION):
+            write_atomically(self.path / _EVALUATION, lambda file: file.write_text(text + "\n"))
 
     def evaluation(self) -> dict[str, Any]:
         """Content of `evaluation.json`.
@@ -186,10 +232,43 @@ class Run:
         Raises:
             ValueError: If the run has not been evaluated.
         """
-        file = self.path / "evaluation.json"
+        file = self.path / _EVALUATION
         if not self.has_evaluation():
             raise ValueError(f"run: expected a finished training in {str(self.path)!r}, got no evaluation.json")
         return json.loads(file.read_text())
+
+
+def holds_run(path: pathlib.Path) -> bool:
+    """Whether a folder holds a run, as against nothing.
+
+    Raises:
+        ValueError: If it holds something else.
+    """
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"output: expected a new folder, got {str(path)!r}, which is a file")
+    # Hidden are the lock, and what a killed process has left half written.
+    if not path.is_dir() or all(entry.name.startswith(".") for entry in path.iterdir()):
+        return False
+    if (path / _CONFIG).is_file():
+        return True
+    if [entry.name for entry in path.iterdir() if not entry.name.startswith(".")] == [_BACKUP]:
+        return False
+    raise ValueError(f"output: expected a new folder, got {str(path)!r}, which holds something else than a run")
+
+
+def check_free(path: pathlib.Path, overwrite: bool) -> None:
+    """Raises ValueError unless a run may be made in a folder."""
+    if holds_run(path) and not overwrite:
+        raise ValueError(
+            f"output: expected a new folder, got {str(path)!r}, which holds a run; go on with it (--resume), overwrite "
+            "it (--overwrite), or choose another one"
+        )
+
+
+def _strings(values: Mapping[Any, Any]) -> dict[Any, str]:
+    if not all(isinstance(value, str) for value in values.values()):
+        raise TypeError("expected strings")
+    return dict(values)
 
 
 def _rounded(error: float | None) -> str:

@@ -11,15 +11,17 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfp_cvae import figures
+from tfp_cvae import atomic, figures
+from tfp_cvae.backup import Backup
 from tfp_cvae.bounds import evaluate_bound
 from tfp_cvae.build import build_cvae
-from tfp_cvae.callbacks import HistoryCSV, ImageGrid, KLWarmUp, SwapEMAWeights
+from tfp_cvae.callbacks import HistoryCSV, ImageGrid, KLWarmUp, StopAtNonFiniteLoss, SwapEMAWeights
 from tfp_cvae.config import TrainConfig
 from tfp_cvae.data import Dataset, Split
+from tfp_cvae.lock import locked
 from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate
 from tfp_cvae.model import CVAE
-from tfp_cvae.run import Run, held_out_protocol
+from tfp_cvae.run import Run, check_free, held_out_protocol, holds_run, versions
 from tfp_cvae.sources import load_dataset
 
 _STEPS_PER_EXECUTION = 50
@@ -31,47 +33,104 @@ def train(
     output: str | os.PathLike[str] | None = None,
     *,
     overwrite: bool = False,
+    resume: bool = False,
     verbose: int = 1,
 ) -> Run:
     """Trains a model and leaves everything behind in a run folder.
 
     The weights that are kept are those of the epoch with the best true bound on the validation split. The held-out
     bound is then measured once, on the test split, and the figures are drawn. The same configuration gives the same
-    history and weights again. Sets the global seed of Keras.
+    history and weights again, also if the training was killed and resumed. Sets the global seed of Keras.
 
     Args:
         config: Settings; None for the defaults.
         output: Run folder to make; by default `default_output(config)`.
         overwrite: Whether to delete the run that `output` may hold.
+        resume: Whether to go on with the run that `output` may hold. A finished one is returned as it is.
         verbose: As for `fit`: 1 shows a progress bar.
 
     Returns:
         The run.
 
     Raises:
-        ValueError: If the data set or the folder is not as expected.
+        ValueError: If the data set or the folder is not as expected, another process trains in the folder, or the loss
+            became NaN or infinite.
+        OSError: If a file cannot be written.
         ConnectionError: If the data set would have to be downloaded and there is no connection.
         KeyboardInterrupt: If the training was interrupted, after what was trained so far has been saved.
     """
     config = config or TrainConfig()
+    if overwrite and resume:
+        raise ValueError("overwrite, resume: expected one of them, got both")
+    path = pathlib.Path(output or default_output(config))
+    begun = resume and holds_run(path)
+    if not begun:
+        check_free(path, overwrite)
+    else:
+        run = Run.load(path)
+        _check_same_settings(run.config, config)
+        if run.is_finished():
+            if verbose:
+                print(f"{path}: the training is finished")
+            return run
     dataset = load_dataset(config.dataset)
+    _check_can_train(config, dataset)
+    if config.binarization == "none" and verbose:
+        print("The bounds below are on grey images: not comparable with bounds on binary images.")
+    path.mkdir(parents=True, exist_ok=True)
+    with locked(path):
+        if begun:
+            _check_can_resume(run, dataset)
+        else:
+            run = Run.create(path, config, dataset, overwrite=overwrite)
+        atomic.delete_temporary(path)
+        return _train(run, dataset, verbose)
+
+
+def _check_can_train(config: TrainConfig, dataset: Dataset) -> None:
     if config.batch_size > len(dataset.train):
         raise ValueError(
             f"batch_size: expected at most {len(dataset.train)}, the number of training images, "
             f"got {config.batch_size}; lower it (--batch-size)"
         )
-    if config.binarization == "none" and verbose:
-        print("The bounds below are on grey images: not comparable with bounds on binary images.")
     if config.tensorboard and not importlib.util.find_spec("tensorboard"):
         raise ValueError(
             "tensorboard: expected the package tensorboard, which is not installed; pip install tensorboard"
         )
+
+
+def _check_same_settings(begun: TrainConfig, asked: TrainConfig) -> None:
+    for name, value in asked.to_dict().items():
+        if getattr(begun, name) != value:
+            raise ValueError(
+                f"{name}: expected {getattr(begun, name)}, with which the training to resume was begun, got {value}; "
+                "leave the settings to the run folder, or train into another one"
+            )
+
+
+def _check_can_resume(run: Run, dataset: Dataset) -> None:
+    if not run.backup_folder.is_dir():
+        raise ValueError(
+            f"output: expected a training that can be resumed, got {str(run.path)!r}, which has no backup: it was made "
+            "by an older version, or deleted half-way; begin again with --overwrite"
+        )
+    if run.dataset_sha256 != dataset.fingerprint():
+        raise ValueError(
+            f"dataset: expected {dataset.name} as it was when the training to resume was begun, got other images, "
+            "labels or classes; bring them back, or train into another folder"
+        )
+    changed = [name for name, version in versions().items() if run.versions.get(name) != version]
+    if changed:
+        print(f"resumed with other versions ({', '.join(changed)}): the result can differ in the last digits")
+
+
+def _train(run: Run, dataset: Dataset, verbose: int) -> Run:
+    config = run.config
     keras.utils.set_random_seed(config.seed)
     cvae = build_model(config, dataset)
-    compile_model(cvae, config, steps_per_epoch=len(dataset.train) // config.batch_size)
-    run = Run.create(output or default_output(config), config, dataset, overwrite=overwrite)
+    steps = len(dataset.train) // config.batch_size
+    compile_model(cvae, config, steps_per_epoch=steps)
     if verbose:
-        steps = len(dataset.train) // config.batch_size
         print(
             f"{dataset!r}\nsteps in an epoch: {steps}, the first after a while of compiling; run folder: {run.path}",
             flush=True,
@@ -79,18 +138,24 @@ def train(
     try:
         _fit(cvae, config, dataset, run, verbose)
     except KeyboardInterrupt:
-        _keep_interrupted(cvae, run, verbose)
+        _keep(cvae, run)
+        if verbose:
+            epochs = len(run.history())
+            what = f"after {epochs} epochs; the best" if epochs else "in the first epoch; the"
+            print(
+                f"\ninterrupted {what} model so far is {run.path / 'model.keras'}; figures: tfp-cvae plot {run.path}; "
+                "go on with the same command and --resume"
+            )
         raise
-    if not run.has_model():
-        raise ValueError(
-            f"learning_rate: expected a rate at which the loss stays finite, got {config.learning_rate}, with which it "
-            "became NaN in the first epoch; lower it"
-        )
+    except ValueError as error:
+        _keep(cvae, run)
+        raise ValueError(f"{error}. The best model so far is {run.path / 'model.keras'}") from error
     best = run.model()
     bound = evaluate_bound(best, held_out_batches(dataset.test, config))
     protocol = held_out_protocol(dataset, config.binarization, bound.num_images, bound.num_samples)
     run.write_evaluation({**bound.to_dict(), "protocol": protocol})
     figures.draw(run, best, dataset)
+    run.finish()
     return run
 
 
@@ -164,16 +229,20 @@ def _fit(cvae: CVAE, config: TrainConfig, dataset: Dataset, run: Run, verbose: i
     iwae = config.objective == "iwae"
     best = {"monitor": "val_loss", "mode": "min"} if iwae else {"monitor": "val_elbo", "mode": "max"}
     listeners = [
-        keras.callbacks.TerminateOnNaN(),
         HistoryCSV(run.path / "history.csv", images_per_epoch=steps_per_epoch * config.batch_size),
         *([KLWarmUp(config.kl_warmup_epochs, config.kl_weight)] if config.kl_warmup_epochs else []),
         *([SwapEMAWeights()] if config.ema_momentum else []),
+        StopAtNonFiniteLoss(),
         keras.callbacks.ModelCheckpoint(str(run.path / "model.keras"), save_best_only=True, **best),
         ImageGrid(run.path / "images_by_epoch.npz", seed=config.seed),
         *([keras.callbacks.EarlyStopping(patience=config.early_stopping, **best)] if config.early_stopping else []),
         *([keras.callbacks.TensorBoard(run.path / "tensorboard")] if config.tensorboard else []),
     ]
-    # The last, so that an epoch that has ended is kept before the interruption is raised.
+    backup = Backup(run.backup_folder, batches, listeners)
+    if backup.finished:
+        return
+    if backup.initial_epoch and verbose:
+        print(f"resumed after {backup.initial_epoch} epochs", flush=True)
     interruption = _Interruption()
     previous = interruption.listen()
     try:
@@ -181,7 +250,8 @@ def _fit(cvae: CVAE, config: TrainConfig, dataset: Dataset, run: Run, verbose: i
             batches,
             validation_data=held_out_batches(dataset.validation, config),
             epochs=config.epochs,
-            callbacks=[*listeners, interruption],
+            initial_epoch=backup.initial_epoch,
+            callbacks=[*listeners, backup, interruption],
             verbose=verbose,
         )
     finally:
@@ -217,18 +287,11 @@ class _Interruption(keras.callbacks.Callback):
         if self._asked:
             raise KeyboardInterrupt
 
-    on_train_batch_end = on_test_batch_end = on_epoch_end = _raise_if_asked
+    # An epoch that has ended is kept first, by the callbacks before this one.
+    on_train_batch_end = on_test_batch_end = on_epoch_begin = on_train_end = _raise_if_asked
 
 
-def _keep_interrupted(cvae: CVAE, run: Run, verbose: int) -> None:
-    """Sees to it that an interrupted run holds a model, and says which."""
-    epochs = len(run.history())
+def _keep(cvae: CVAE, run: Run) -> None:
+    """Sees to it that a run that has been stopped holds a model."""
     if not run.has_model():
         cvae.save(run.path / "model.keras")
-    if verbose:
-        what = (
-            f"after {epochs} epochs; the best model so far is"
-            if epochs
-            else "in the first epoch; the model as it was is"
-        )
-        print(f"\ninterrupted {what} {run.path / 'model.keras'}; figures: tfp-cvae plot {run.path}")

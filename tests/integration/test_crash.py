@@ -1,0 +1,119 @@
+"""Trainings are killed at random moments, and resumed: nothing is lost, half written or different in the end.
+
+`--kills N` asks for more kills; docs/reliability.md has the result of the long form.
+"""
+
+import collections
+import functools
+import multiprocessing
+import random
+import shutil
+import signal
+import time
+
+import crash
+import numpy as np
+import pytest
+from conftest import stripes
+
+SETTINGS = {
+    "mlp": {
+        "width": 16,
+        "latent_size": 4,
+        "kl_warmup_epochs": 3,
+        "ema_momentum": 0.9,
+        "early_stopping": 3,
+    },
+    "conv, flow": {"network": "conv", "prior": "flow", "width": 4, "depth": 1, "latent_size": 4},
+    "residual, iwae": {
+        "network": "residual",
+        "prior": "label",
+        "objective": "iwae",
+        "num_samples": 2,
+        "width": 16,
+        "latent_size": 4,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Processes that have imported TensorFlow already, and are no more than that."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["crash"])
+    return context
+
+
+def start(processes, *args):
+    process = processes.Process(target=crash.run, args=args)
+    process.start()
+    return process
+
+
+@pytest.fixture(scope="module")
+def reference(processes, tmp_path_factory):
+    """Trainings that nobody disturbs, by name: settings, result, number of moments and seconds."""
+    folder = tmp_path_factory.mktemp("references")
+    images, labels = stripes(120)
+    np.savez(folder / "stripes.npz", images=images, labels=labels)
+
+    @functools.cache
+    def undisturbed(name):
+        settings = {**SETTINGS[name], "dataset": str(folder / "stripes.npz"), "epochs": 6, "batch_size": 16}
+        place = folder / name
+        place.mkdir()
+        begin = time.monotonic()
+        process = start(processes, settings, place)
+        process.join()
+        assert process.exitcode == 0
+        seconds = time.monotonic() - begin
+        return settings, crash.result(place), int((place / "moments").read_text()), seconds
+
+    return undisturbed
+
+
+def test_killed_at_any_moment(processes, reference, tmp_path, request, record_property):
+    wanted = request.config.getoption("--kills")
+    generator = random.Random(request.config.getoption("--crash-seed"))
+    kills, finished = collections.Counter(), 0
+    while kills.total() < wanted:
+        name = generator.choice(list(SETTINGS))
+        settings, expected, moments, seconds = reference(name)
+        place = tmp_path / f"{finished}"
+        place.mkdir()
+        for kill in range(generator.randint(1, 6)):
+            # By itself at the moment of a write or a step, or from outside at any time.
+            target = generator.randrange(1, moments) if kill % 2 == 0 else None
+            process = start(processes, settings, place, target, generator.random())
+            if target is None:
+                process.join(generator.uniform(0, seconds))
+                process.kill()
+            process.join()
+            if process.exitcode == 0:
+                break
+            assert process.exitcode == -signal.SIGKILL
+            crash.check_whole(place)
+            kills[progress(place)] += 1
+        process = start(processes, settings, place)
+        process.join()
+        assert process.exitcode == 0
+        assert crash.differences(expected, crash.result(place)) == [], name
+        finished += 1
+        shutil.rmtree(place)
+    line = f"{kills.total()} kills, {finished} trainings; what there was at a kill: {dict(kills)}"
+    record_property("kills", line)
+    print(line)
+
+
+def progress(place):
+    """How far a killed training had come."""
+    run = place / "run"
+    if list(place.glob("served/*")):
+        return "export"
+    if (run / "manifest.json").is_file():
+        return "evaluation, figures or manifest"
+    if (run / "history.csv").is_file():
+        return "history"
+    if (run / "config.json").is_file():
+        return "configuration"
+    return "nothing"

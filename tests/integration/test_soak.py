@@ -1,0 +1,68 @@
+"""Training and evaluating in one process for a long time: memory and open files stay as they are.
+
+`--soak-minutes N` asks for longer; docs/reliability.md has the result of an hour.
+"""
+
+import gc
+import time
+
+import numpy as np
+import psutil
+import tf_keras as keras
+
+from tfp_cvae.backup import Backup
+from tfp_cvae.bounds import evaluate_bound
+from tfp_cvae.build import build_cvae
+from tfp_cvae.callbacks import HistoryCSV, ImageGrid, StopAtNonFiniteLoss, SwapEMAWeights
+from tfp_cvae.importance import importance_estimate
+from tfp_cvae.likelihood import likelihood_under_each_label
+from tfp_cvae.losses import ELBO, NegativeELBO
+from tfp_cvae.sources import load_dataset
+
+# Of the time, after which memory is measured; TensorFlow fills its caches before.
+WARM_UP = 0.2
+
+
+def test_memory_and_open_files_stay_flat(tmp_path, request, record_property):
+    minutes = request.config.getoption("--soak-minutes")
+    data = load_dataset("mnist5k")
+    keras.utils.set_random_seed(0)
+    cvae = build_cvae(data.image_shape, 10, latent_size=10, width=100, prior="flow")
+    cvae.compile(keras.optimizers.Adam(use_ema=True), loss=NegativeELBO(), metrics=[ELBO()])
+    validation = data.validation.batches(100)
+    image, label = data.test.binarized()[:20], data.test.labels[:20]
+    process = psutil.Process()
+    begin, cycles, seen = time.monotonic(), 0, []
+    while time.monotonic() < begin + 60 * minutes or cycles < 5:
+        batches = data.train.batches(128, seed=cycles)
+        callbacks = [
+            HistoryCSV(tmp_path / "history.csv", len(data.train)),
+            SwapEMAWeights(),
+            StopAtNonFiniteLoss(),
+            keras.callbacks.ModelCheckpoint(str(tmp_path / "best.keras"), "val_elbo", mode="max", save_best_only=True),
+            ImageGrid(tmp_path / "grid.npz"),
+        ]
+        backup = Backup(tmp_path / "backup", batches, callbacks, every_seconds=0)
+        cvae.fit(batches, validation_data=validation, epochs=3, callbacks=[*callbacks, backup], verbose=0)
+        backup.delete()
+        evaluate_bound(cvae, validation)
+        importance_estimate(cvae, image, label, num_samples=200)
+        likelihood_under_each_label(cvae, image, label, num_samples=200)
+        keras.models.load_model(tmp_path / "best.keras").generate([3], seed=cycles)
+        gc.collect()
+        cycles += 1
+        seen.append((time.monotonic() - begin, process.memory_info().rss / 2**20, process.num_fds()))
+    when, memory, files = np.array(seen).T
+    warm = when > WARM_UP * when[-1]
+    parts = [float(part.mean()) for part in np.array_split(memory[warm], 4)]
+    line = (
+        f"{cycles} cycles in {when[-1] / 60:.1f} minutes; MB after the warm-up, means of quarters: "
+        f"{', '.join(f'{part:.0f}' for part in parts)}; open files {files[warm].min():.0f} to {files[warm].max():.0f}"
+    )
+    record_property("soak", line)
+    print(line)
+    assert files[warm].max() <= files[warm].min() + 2
+    # Less than that shows nothing: TensorFlow's caches still fill.
+    if minutes >= 10:
+        assert parts[-1] <= 1.05 * parts[0]
+    assert np.isfinite(memory).all()

@@ -1,0 +1,285 @@
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+
+import crash
+import numpy as np
+import pytest
+from test_training import small, start, wait_for
+
+from tfp_cvae import cli, manifest
+from tfp_cvae.backup import Backup
+from tfp_cvae.config import EvaluationConfig
+from tfp_cvae.evaluation import evaluate_run
+from tfp_cvae.lock import locked
+from tfp_cvae.run import FORMAT_VERSION, Run
+from tfp_cvae.sources import load_dataset
+from tfp_cvae.training import train
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run, which the tests copy."""
+    from conftest import stripes
+
+    folder = tmp_path_factory.mktemp("finished")
+    images, labels = stripes()
+    np.savez(folder / "stripes.npz", images=images, labels=labels)
+    train(small(folder / "stripes.npz", epochs=2), folder / "run", verbose=0)
+    return folder
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    shutil.copytree(finished / "run", tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def stopped(tmp_path, npz, monkeypatch):
+    """A run that was stopped after an epoch, with a backup of it."""
+    monkeypatch.setitem(Backup.__init__.__kwdefaults__, "every_seconds", 0)
+    on_epoch_begin = Backup.on_epoch_begin
+
+    def stop(self, epoch, logs=None):
+        on_epoch_begin(self, epoch, logs)
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Backup, "on_epoch_begin", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(small(npz), tmp_path / "run", verbose=0)
+    return Run.load(tmp_path / "run")
+
+
+def test_check(folder, capsys):
+    assert cli.main(["check", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    for path in folder.rglob("*"):
+        if path.is_file() and path.name != "manifest.json":
+            assert f"{path.stat().st_size:12,} bytes  {path.relative_to(folder)}" in printed
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("harm", "expected"),
+    [
+        (lambda run: flip(run / "model.keras"), {"model.keras": "altered"}),
+        (lambda run: flip(run / "figures/classes.png"), {"figures/classes.png": "altered"}),
+        (lambda run: (run / "history.csv").unlink(), {"history.csv": "missing"}),
+        (lambda run: (run / "figures/styles.png").unlink(), {"figures/styles.png": "missing"}),
+        (
+            lambda run: (run / "manifest.json").unlink(),
+            dict.fromkeys(
+                ["config.json", "history.csv", "model.keras", "evaluation.json", "images_by_epoch.npz"],
+                "not in the manifest",
+            ),
+        ),
+        (lambda run: (run / "backup").mkdir(), {"backup": "the training has not ended, after 2 of 2 epochs"}),
+    ],
+)
+def test_harm_is_found(folder, capsys, harm, expected):
+    harm(folder)
+    faults = Run.load(folder).faults()
+    assert set(faults) == set(expected)
+    assert all(faults[name].startswith(begin) for name, begin in expected.items())
+    assert cli.main(["check", str(folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: run: expected {folder} as it was written, got: ")
+    assert all(name in line for name in expected)
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"files": 3}', '{"files": {"a": {}}}', '{"files": {"a": 1}}', "[" * 10_000]
+)
+def test_manifest_that_cannot_be_read(folder, content):
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=r"manifest.json: expected sizes and SHA-256 by file, got what cannot be read"):
+        Run.load(folder).faults()
+
+
+def test_manifest_looks_at_nothing_outside(folder):
+    (folder.parent / "secret").write_text("x")
+    entry = {"size": 1, "sha256": "0"}
+    (folder / "manifest.json").write_text(json.dumps({"files": {"../secret": entry, "/etc/passwd": entry}}))
+    faults = manifest.faults(folder)
+    assert faults == {"../secret": "outside of the folder", "/etc/passwd": "outside of the folder"}
+
+
+def test_what_a_stopped_command_was_writing_is_not_in_the_manifest(folder):
+    def write():
+        with manifest.changing(folder, "figures", "evaluation.json"):
+            (folder / "evaluation.json").write_text("{}")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert set(manifest.read(folder)) == {"config.json", "history.csv", "images_by_epoch.npz", "model.keras"}
+    assert set(Run.load(folder).faults()) == {"evaluation.json"}
+
+
+def test_evaluation_and_plot_keep_the_manifest(folder):
+    run = Run.load(folder)
+    dataset = load_dataset(run.config.dataset)
+    settings = {"num_importance_samples": 2, "num_images": 6, "generated_per_class": 2, "classifier_epochs": 1}
+    evaluate_run(run, dataset, EvaluationConfig(**settings))
+    assert "bayes_accuracy" in run.evaluation()
+    assert cli.main(["plot", str(folder)]) == 0
+    assert "figures/calibration.png" in manifest.read(folder)
+    assert run.faults() == {}
+
+
+def test_resumed_run_is_that_of_a_training_that_was_not_stopped(stopped, tmp_path, npz, capsys):
+    train(small(npz), tmp_path / "whole" / "run", verbose=0)
+    train(small(npz), stopped.path, resume=True)
+    assert "resumed after 1 epochs" in capsys.readouterr().out
+    (tmp_path / "resumed").mkdir()
+    stopped.path.rename(tmp_path / "resumed" / "run")
+    assert crash.differences(crash.result(tmp_path / "whole"), crash.result(tmp_path / "resumed")) == []
+
+
+def test_resume_takes_the_settings_from_the_run(stopped, capsys):
+    assert cli.main(["train", "--resume", "--output", str(stopped.path)]) == 0
+    assert Run.load(stopped.path).config == stopped.config
+    assert stopped.faults() == {}
+    capsys.readouterr()
+    before = crash.result(stopped.path.parent)
+    assert cli.main(["train", "--resume", "--output", str(stopped.path)]) == 0
+    assert "the training is finished" in capsys.readouterr().out
+    assert crash.differences(before, crash.result(stopped.path.parent)) == []
+
+
+def test_resume_begins_where_there_is_nothing(tmp_path, npz):
+    run = train(small(npz, epochs=1), tmp_path / "run", resume=True, verbose=0)
+    assert run.is_finished()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 5}, "epochs: expected 3, with which the training to resume was begun, got 5"),
+        ({"seed": 1}, "seed: expected 0, with which the training to resume was begun, got 1"),
+    ],
+)
+def test_resume_with_other_settings(stopped, npz, change, message):
+    with pytest.raises(ValueError, match=message):
+        train(small(npz, **change), stopped.path, resume=True, verbose=0)
+
+
+def test_resume_with_other_images(stopped, npz):
+    with np.load(npz) as file:
+        arrays = dict(file)
+    arrays["images"][0, 0, 0] ^= 1
+    np.savez(npz, **arrays)
+    with pytest.raises(ValueError, match=r"dataset: expected .*stripes.npz as it was .* got other images"):
+        train(small(npz), stopped.path, resume=True, verbose=0)
+
+
+def test_resume_without_a_backup(stopped, npz):
+    shutil.rmtree(stopped.backup_folder)
+    with pytest.raises(ValueError, match=r"expected a training that can be resumed, .* which has no backup"):
+        train(small(npz), stopped.path, resume=True, verbose=0)
+
+
+def test_resume_and_overwrite(tmp_path, npz):
+    with pytest.raises(ValueError, match="overwrite, resume: expected one of them, got both"):
+        train(small(npz), tmp_path / "run", overwrite=True, resume=True)
+
+
+def test_two_trainings_in_one_folder(tmp_path, npz):
+    process = start(npz, tmp_path / "run")
+    try:
+        wait_for(tmp_path / "run" / "model.keras")
+        for options in ({"resume": True}, {"overwrite": True}):
+            config = dataclasses.replace(Run.load(tmp_path / "run").config)
+            with pytest.raises(
+                ValueError, match=f"in which nobody else trains, .* process {process.pid} on .* since 20"
+            ):
+                train(config, tmp_path / "run", verbose=0, **options)
+    finally:
+        process.kill()
+        process.communicate()
+    # What a killed owner leaves is no lock.
+    assert {".lock", ".owner.json"} <= set(os.listdir(tmp_path / "run"))
+    with locked(tmp_path / "run"):
+        pass
+    assert not {".lock", ".owner.json"} & set(os.listdir(tmp_path / "run"))
+
+
+def test_folder_is_deleted_while_training(tmp_path, npz):
+    process = start(npz, tmp_path / "run")
+    wait_for(tmp_path / "run" / "model.keras")
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 2
+    (line,) = stderr.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'run'}/")
+    assert f"expected a file in an existing folder, got no folder '{tmp_path / 'run'}'" in line
+    run = Run.load(tmp_path / "elsewhere")
+    assert run.model().generate([0], seed=0).shape == (1, 8, 8, 1)
+    assert len(run.history()) >= 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_folder_that_cannot_be_written(npz, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    arguments = ["train", "--dataset", str(npz), "--epochs", "1", "--output", str(tmp_path / "file" / "run")]
+    assert cli.main(arguments) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_run_of_a_later_version(folder):
+    content = json.loads((folder / "config.json").read_text())
+    content["format_version"], content["versions"]["tfp-cvae"] = FORMAT_VERSION + 1, "9.1"
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"of version 2; it was made by tfp-cvae 9.1: upgrade to that"):
+        Run.load(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"versions": 3},
+        {"versions": {"a": 1}},
+        {"class_names": "ab"},
+        {"class_names": [1]},
+        {"class_probabilities": ["a"]},
+        {"class_probabilities": 1},
+        {"format_version": "x"},
+        {"format_version": None},
+        {"format_version": float("inf")},
+    ],
+)
+def test_configuration_of_other_kinds(folder, change):
+    content = {**json.loads((folder / "config.json").read_text()), **change}
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"run: expected a folder that `tfp-cvae train` made, got .* cannot be read"):
+        Run.load(folder)
+
+
+@pytest.mark.parametrize("version", range(FORMAT_VERSION + 1))
+def test_runs_of_each_format_version_load(version, tmp_path):
+    stored = pathlib.Path(__file__).parent / "runs" / f"format_{version}"
+    folder = tmp_path / "run"
+    shutil.copytree(stored, folder)
+    run = Run.load(folder)
+    expected = np.load(pathlib.Path(__file__).parent / "runs" / f"generated_{version}.npy")
+    np.testing.assert_allclose(run.model().generate([0, 1, 2], seed=0), expected, atol=1e-6)
+    assert len(run.history()) == 2
+    assert run.evaluation()["elbo"]["mean"] < 0
+    assert run.images_by_epoch()[0].tolist() == [1, 2]
+    assert run.is_finished()
+    assert "held-out bound" in run.summary()
+    assert cli.main(["generate", str(folder), "--label", "1", "--output", str(tmp_path / "one.png")]) == 0
+    if version:
+        assert run.faults() == {}
+    else:
+        assert all("older version" in fault for fault in run.faults().values())

@@ -1,0 +1,82 @@
+"""Sizes and SHA-256 of the files of a folder: what is whole, and what has been altered since."""
+
+import contextlib
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator
+
+from tfp_cvae.atomic import write_atomically
+
+FILE = "manifest.json"
+
+
+@contextlib.contextmanager
+def changing(folder: pathlib.Path, *names: str) -> Iterator[None]:
+    """Keeps the manifest true while files change: meanwhile, and if that is interrupted, it does not list them.
+
+    Args:
+        folder: Folder of the manifest.
+        *names: Files and folders in it that may change, with all that is in them.
+    """
+    others = {name: entry for name, entry in read(folder).items() if not _within(name, names)}
+    _write(folder, others)
+    yield
+    for name in names:
+        path = folder / name
+        for file in path.rglob("*") if path.is_dir() else [path]:
+            if file.is_file():
+                others[file.relative_to(folder).as_posix()] = _entry(file)
+    _write(folder, others)
+
+
+def read(folder: pathlib.Path) -> dict[str, dict[str, object]]:
+    """Size and SHA-256 of each file, by its name in the folder; empty without a manifest.
+
+    Raises:
+        ValueError: If the manifest cannot be read.
+    """
+    try:
+        files = json.loads((folder / FILE).read_text())["files"]
+        return {
+            str(name): {"size": int(entry["size"]), "sha256": str(entry["sha256"])} for name, entry in files.items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{folder / FILE}: expected sizes and SHA-256 by file, got what cannot be read ({type(error).__name__})"
+        ) from error
+
+
+def faults(folder: pathlib.Path) -> dict[str, str]:
+    """What is wrong with the files that the manifest lists: "missing", "altered" or "not readable", by name."""
+    found = {}
+    for name, entry in read(folder).items():
+        # A manifest from elsewhere may not ask about files outside.
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            found[name] = "outside of the folder"
+        elif not path.is_file():
+            found[name] = "missing"
+        else:
+            try:
+                if _entry(path) != entry:
+                    found[name] = "altered"
+            except OSError:
+                found[name] = "not readable"
+    return found
+
+
+def _within(name: str, folders: tuple[str, ...]) -> bool:
+    return any(name == folder or name.startswith(f"{folder}/") for folder in folders)
+
+
+def _entry(path: pathlib.Path) -> dict[str, object]:
+    content = path.read_bytes()
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _write(folder: pathlib.Path, files: dict[str, dict[str, object]]) -> None:
+    text = json.dumps({"files": dict(sorted(files.items()))}, indent=2)
+    write_atomically(folder / FILE, lambda path: path.write_text(text + "\n"))
