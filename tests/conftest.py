@@ -16,6 +16,22 @@ from tfp_cvae.model import CVAE
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=10, help="trainings that are killed; long: 200")
+    parser.addoption("--crash-seed", type=int, default=0, help="which trainings are killed, and when")
+    parser.addoption("--soak-minutes", type=float, default=0.5, help="training in one process; long: 60")
+    parser.addoption("--fuzz-inputs", type=int, default=2000, help="inputs for all readers in test_fuzz; long: 20000")
+    parser.addoption("--bad-requests", type=int, default=500, help="malformed requests to exported models; long: 10000")
+
+
+def pytest_terminal_summary(terminalreporter):
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    for report in reports:
+        for name, value in getattr(report, "user_properties", ()):
+            if name == "fuzz" and report.when == "teardown":
+                terminalreporter.write_line(f"fuzz: {value}")
+
+
 def pytest_collection_modifyitems(items):
     folder = pathlib.Path(os.environ.get("TFDS_DATA_DIR", pathlib.Path.home() / "tensorflow_datasets"))
     if not (folder / "mnist").is_dir():

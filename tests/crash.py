@@ -6,6 +6,7 @@ import pathlib
 import random
 import shutil
 import signal
+import sys
 import time
 import zipfile
 
@@ -75,9 +76,12 @@ def run(settings, folder, target=None, seed=0):
     """Trains or resumes and exports; writes the number of moments to `folder/moments`."""
     shim = Shim(target, seed)
     shim.install()
-    # A backup after each epoch, however short.
-    backup.Backup.__init__.__kwdefaults__["every_seconds"] = 0
-    found = training.train(TrainConfig.from_dict(settings), folder / "run", resume=True, verbose=0)
+    # A backup after each epoch, however short; or but one, so that the other files are epochs ahead of it.
+    backup.Backup.__init__.__kwdefaults__["every_seconds"] = 0 if seed < 0.7 else 1000
+    try:
+        found = training.train(TrainConfig.from_dict(settings), folder / "run", resume=True, verbose=0)
+    except KeyboardInterrupt:
+        sys.exit(130)
     if not list(folder.glob("served/[0-9]*")):
         export_run(found, folder / "served", num_importance_samples=2)
     (folder / "moments").write_text(str(shim.count))

@@ -55,6 +55,8 @@ class Counting(keras.callbacks.Callback):
 class Notebook:
     """What a user has in a notebook, in a process of its own."""
 
+    every_seconds = 0
+
     def __init__(self, dataset, folder, network="mlp", prior="standard", **compiled):
         keras.utils.set_random_seed(1)
         self.cvae = build_cvae((8, 8, 1), 3, latent_size=4, network=network, width=8, prior=prior)
@@ -79,7 +81,7 @@ class Notebook:
         ]
 
     def fit(self, epochs=9, interrupt=None):
-        self.backup = Backup(self.folder / "backup", self.batches, self.callbacks, every_seconds=0)
+        self.backup = Backup(self.folder / "backup", self.batches, every_seconds=self.every_seconds)
         return self.cvae.fit(
             self.batches,
             validation_data=self.validation,
@@ -149,67 +151,139 @@ def test_interrupted_fits_end_as_one_that_was_not(dataset, folders, network, pri
     assert crash.differences(expected, found) == []
 
 
-def test_a_cell_is_run_again_after_an_interruption(dataset, folders):
+@pytest.mark.parametrize("every_seconds", [0, 1000])
+def test_a_cell_is_run_again_after_an_interruption(dataset, folders, every_seconds):
     """In the same process, with the same model, callbacks and batches."""
     one = Notebook(dataset, folders("one"))
     expected = one.result(one.fit())
     other = Notebook(dataset, folders("other"))
-    for interrupt in [(3, "on_test_batch_end"), (3, "on_train_batch_end")]:
+    other.every_seconds = every_seconds
+    for interrupt in [(1, "on_test_batch_end"), (3, "on_train_batch_end")]:
         with pytest.raises(InterruptionError):
             other.fit(interrupt=interrupt)
-    assert crash.differences(expected, other.result(other.fit())) == []
-
-
-def test_more_epochs(dataset, folders):
-    one = Notebook(dataset, folders("one"))
-    expected = one.result(one.fit(epochs=4))
-    other = Notebook(dataset, folders("other"))
-    other.fit(epochs=2)
-    again = Notebook(dataset, other.folder)
-    # But for the average, into which Keras turns the weights at the end of `fit`.
-    found = again.fit(epochs=4)
-    assert found.epoch == expected["epochs"]
-    assert again.backup.initial_epoch == 2
-
-
-def test_nothing_left_to_do(dataset, folders):
-    one = Notebook(dataset, folders("one"))
-    expected = one.result(one.fit(epochs=3))
-    again = Notebook(dataset, one.folder)
-    found = again.result(again.fit(epochs=3))
-    assert again.backup.finished
+    found = other.result(other.fit())
+    assert other.backup.finished
     assert crash.differences(expected, found) == []
 
 
-def test_a_backup_every_so_often(dataset, folders, monkeypatch):
+def test_a_training_that_has_ended_is_not_trained_again(dataset, folders):
+    """After early stopping, and after the last epoch, with the weights that were restored or averaged in the end."""
+    for epochs in (9, 3):
+        one = Notebook(dataset, folders(f"{epochs}"))
+        expected = one.result(one.fit(epochs))
+        assert (len(expected["epochs"]) < epochs) == (epochs == 9)
+        again = Notebook(dataset, one.folder)
+        found = again.result(again.fit(epochs))
+        assert again.backup.finished
+        assert crash.differences(expected, found) == []
+    with pytest.raises(
+        ValueError, match=r"epochs: expected 3, after which the training in .* has come to its end, got 4"
+    ):
+        Notebook(dataset, one.folder).fit(4)
+
+
+def test_data_that_begin_with_another_epoch(dataset, folders):
+    results = []
+    for name, interrupts in (("one", []), ("other", [(1, "on_train_batch_end")])):
+        folder = folders(name)
+        for interrupt in [*interrupts, None]:
+            book = Notebook(dataset, folder)
+            book.batches = dataset.train.batches(32, seed=5, initial_epoch=7)
+            if interrupt:
+                with pytest.raises(InterruptionError):
+                    book.fit(3, interrupt)
+        results.append(book.result(book.fit(3)))
+    assert crash.differences(*results) == []
+
+
+@pytest.mark.parametrize(
+    ("every_seconds", "expected"),
+    # The clock goes on by 10 at each look, and a backup looks twice: by default the next one is 50 * 10 later.
+    [(0, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), (35, [0, 4, 8, 9]), (1000, [0, 9]), (None, [0, 9])],
+)
+def test_a_backup_every_so_often(dataset, folders, monkeypatch, every_seconds, expected):
     clock = itertools.count(step=10)
     monkeypatch.setattr("tfp_cvae.backup.time.monotonic", lambda: float(next(clock)))
     written = []
     write = Backup._write
-    monkeypatch.setattr(
-        Backup, "_write", lambda self, epoch, finished: written.append(epoch) or write(self, epoch, finished=finished)
-    )
+
+    def watched(self, epoch, finished):
+        written.append(epoch)
+        write(self, epoch, finished=finished)
+
+    monkeypatch.setattr(Backup, "_write", watched)
     cvae = build_cvae((8, 8, 1), 3, latent_size=2, width=8)
     cvae.compile("adam", loss=NegativeELBO())
-    backup = Backup(folders("b"), every_seconds=35)
+    backup = Backup(folders("b"), every_seconds=every_seconds)
     cvae.fit(dataset.validation.batches(11), epochs=9, callbacks=[backup], verbose=0)
-    # The clock goes on by 10 at each look and each backup.
-    assert written == [4, 8, 9]
+    assert written == expected
     assert [path.name for path in backup.folder.iterdir()] == ["9"]
+    assert (backup.epoch, backup.finished) == (9, True)
+    backup.delete()
+    assert (backup.initial_epoch, list(backup.folder.iterdir())) == (0, [])
+    cvae.fit(dataset.validation.batches(11), epochs=1, callbacks=[backup], verbose=0)
+    assert backup.epoch == 1
+
+
+def fit(dataset, folder, *, loss=None, optimizer="adam", seed=0, epochs=2, others=(), initial_epoch=0, **batches):
+    """A training that is interrupted in its second epoch, or one that goes on with another such."""
+    cvae = build_cvae((8, 8, 1), 3, latent_size=2, width=8, seed=seed)
+    cvae.compile(optimizer, loss=loss or NegativeELBO())
+    batches = dataset.train.batches(**{"batch_size": 72, **batches})
+    callbacks = [*others, Backup(folder, batches, every_seconds=0), Interrupt(1, "on_train_batch_end")]
+    with pytest.raises(InterruptionError):
+        cvae.fit(batches, epochs=epochs, initial_epoch=initial_epoch, callbacks=callbacks, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"initial_epoch": 0}, "initial_epoch: expected 1, .* got 0; pass initial_epoch=backup.initial_epoch to fit"),
+        ({"initial_epoch": 2, "epochs": 3}, "initial_epoch: expected 1, .* got 2"),
+        ({"optimizer": keras.optimizers.Adam(1e-4)}, "compile: expected .* as of the training in .*, got "),
+        ({"loss": NegativeELBO(free_bits=1.0)}, "compile: expected "),
+        ({"seed": 1}, "seed: expected 0 as of the training in .*, got 1; go on as it was begun"),
+        ({"batch_size": 36}, "batches: expected .*72.* got .*36"),
+        ({"binarization": "threshold"}, "batches: expected .*dynamic.* got .*threshold"),
+        ({"others": [Counting()]}, "callbacks: expected .* got .*Counting"),
+    ],
+)
+def test_backup_of_another_training(dataset, tmp_path, change, message):
+    fit(dataset, tmp_path)
+    fit(dataset, tmp_path, initial_epoch=1)
+    with pytest.raises(ValueError, match=message):
+        fit(dataset, tmp_path, **{"initial_epoch": 1, **change})
+
+
+def test_steps_that_are_not_a_pass(dataset, tmp_path):
+    cvae = build_cvae((8, 8, 1), 3, latent_size=2, width=8)
+    cvae.compile("adam", loss=NegativeELBO())
+    batches = dataset.train.batches(72)
+    with pytest.raises(ValueError, match="steps_per_epoch: expected 3, one pass over the batches in an epoch, got 2"):
+        cvae.fit(batches.repeat(), steps_per_epoch=2, callbacks=[Backup(tmp_path, batches)])
+
+
+def test_legacy_optimizer(dataset, tmp_path):
+    cvae = build_cvae((8, 8, 1), 3, latent_size=2, width=8)
+    cvae.compile(keras.optimizers.legacy.Adam(), loss=NegativeELBO())
+    with pytest.raises(ValueError, match=r"optimizer: expected a new one of tf_keras, got .*legacy"):
+        cvae.fit(dataset.validation.batches(11), callbacks=[Backup(tmp_path)])
+
+
+def test_another_model_than_a_cvae(tmp_path):
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    with pytest.raises(ValueError, match="model: expected a CVAE, whose fit tells Backup of the other callbacks"):
+        model.fit(np.zeros((4, 2)), np.zeros((4, 1)), callbacks=[Backup(tmp_path)])
 
 
 def fitted(dataset, folder, **settings):
     cvae = build_cvae((8, 8, 1), 3, latent_size=2, **{"width": 8, **settings})
     cvae.compile("adam", loss=NegativeELBO())
-    cvae.fit(dataset.validation.batches(11), epochs=2, callbacks=[Backup(folder)], verbose=0)
-
-
-def test_initial_epoch_is_forgotten(dataset, tmp_path):
-    fitted(dataset, tmp_path)
-    with pytest.raises(
-        ValueError, match=r"initial_epoch: expected 2, .* got 0; pass initial_epoch=backup.initial_epoch"
-    ):
-        fitted(dataset, tmp_path)
+    backup = Backup(folder)
+    cvae.fit(
+        dataset.validation.batches(11), epochs=2, callbacks=[backup], initial_epoch=backup.initial_epoch, verbose=0
+    )
 
 
 @pytest.mark.parametrize("settings", [{"width": 9}, {"depth": 1}, {"prior": "label"}])
@@ -223,7 +297,7 @@ def test_backup_is_damaged(dataset, tmp_path):
     fitted(dataset, tmp_path)
     (tmp_path / "2/state.json").write_text("{")
     with pytest.raises(
-        ValueError, match=f"{tmp_path}/2: expected a whole backup, got an unreadable one .* delete {tmp_path}"
+        ValueError, match=f"{tmp_path}/2: expected a whole backup, got an unreadable one .* delete that folder"
     ):
         Backup(tmp_path)
 
@@ -235,7 +309,7 @@ def test_weights_of_a_backup_are_damaged(dataset, tmp_path):
     cvae = build_cvae((8, 8, 1), 3, latent_size=2, width=8)
     cvae.compile("adam", loss=NegativeELBO())
     with pytest.raises(ValueError, match="expected a backup of this model and optimizer"):
-        cvae.fit(dataset.validation.batches(11), epochs=3, initial_epoch=2, callbacks=[Backup(tmp_path)], verbose=0)
+        cvae.fit(dataset.validation.batches(11), epochs=2, initial_epoch=2, callbacks=[Backup(tmp_path)], verbose=0)
 
 
 def test_batches_that_do_not_count_epochs(dataset, tmp_path):
@@ -248,7 +322,7 @@ def test_order_of_the_callbacks(dataset, tmp_path):
     cvae = build_cvae((8, 8, 1), 3, latent_size=2, width=8)
     cvae.compile(keras.optimizers.Adam(use_ema=True), loss=NegativeELBO())
     swap = SwapEMAWeights()
-    backup = Backup(tmp_path, callbacks=[swap], every_seconds=0)
+    backup = Backup(tmp_path, every_seconds=0)
     with pytest.raises(ValueError, match="callbacks: expected Backup after SwapEMAWeights in the list, got it before"):
         cvae.fit(dataset.validation.batches(11), epochs=3, callbacks=[backup, swap], verbose=0)
 
@@ -258,7 +332,7 @@ def test_loss_that_is_not_finite_is_not_kept(dataset, tmp_path):
     cvae.compile(keras.optimizers.SGD(1e30), loss=NegativeELBO())
     backup = Backup(tmp_path)
     cvae.fit(dataset.train.batches(24), epochs=3, callbacks=[keras.callbacks.TerminateOnNaN(), backup], verbose=0)
-    assert list(tmp_path.iterdir()) == []
+    assert (backup.epoch, backup.finished) == (0, False)
 
 
 def test_name_is_public():

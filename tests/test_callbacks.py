@@ -5,7 +5,7 @@ import pytest
 import tf_keras as keras
 
 from tfp_cvae.build import build_cvae
-from tfp_cvae.callbacks import HISTORY_COLUMNS, HistoryCSV, ImageGrid, KLWarmUp, SwapEMAWeights
+from tfp_cvae.callbacks import HISTORY_COLUMNS, HistoryCSV, ImageGrid, KLWarmUp, StopAtNonFiniteLoss, SwapEMAWeights
 from tfp_cvae.losses import ELBO, NegativeELBO, NegativeIWAE, Rate
 
 
@@ -98,3 +98,41 @@ def test_image_grid(tmp_path, dataset):
     expected = np.round(cvae.generate([0, 1, 2], seed=[5, 5, 5]).numpy() * 255)
     np.testing.assert_array_equal(images[-1], expected)
     assert not np.array_equal(images[0], images[-1])
+
+
+def test_weights_before_a_loss_that_is_not_finite_are_put_back(cvae, dataset):
+    cvae.compile(keras.optimizers.SGD(1e-3), NegativeELBO())
+    stop = StopAtNonFiniteLoss()
+    before = []
+
+    class Explode(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            before[:] = self.model.get_weights()
+            if epoch == 1:
+                self.model.optimizer.learning_rate.assign(1e30)
+
+    with pytest.raises(
+        ValueError, match=r"loss: expected finite values, got (nan|inf) in epoch 2, step [23], and stopped"
+    ):
+        cvae.fit(dataset.train.batches(64), epochs=3, callbacks=[Explode(), stop], verbose=0)
+    assert any(np.any(weight) for weight in before)
+    for kept, expected in zip(cvae.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(kept, expected)
+
+
+def test_a_validation_that_is_not_finite_stops(cvae, dataset, tmp_path):
+    """Of the last step of an epoch, which the mean of the losses before it does not show."""
+    cvae.compile(keras.optimizers.SGD(1e30), NegativeELBO())
+    with pytest.raises(ValueError, match=r"val_loss: expected finite values, got nan in epoch 1, after its last step"):
+        cvae.fit(
+            dataset.train.batches(len(dataset.train)),
+            validation_data=dataset.validation.batches(11),
+            callbacks=[StopAtNonFiniteLoss(), keras.callbacks.ModelCheckpoint(str(tmp_path / "x.keras"))],
+            verbose=0,
+        )
+    assert not (tmp_path / "x.keras").exists()
+
+
+def test_image_grid_is_an_npz(tmp_path):
+    with pytest.raises(ValueError, match=r"path: expected a name that ends in .npz, got .*grid.png"):
+        ImageGrid(tmp_path / "grid.png")

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import resource
 import shutil
 
 import crash
@@ -16,7 +17,7 @@ from tfp_cvae.evaluation import evaluate_run
 from tfp_cvae.lock import locked
 from tfp_cvae.run import FORMAT_VERSION, Run
 from tfp_cvae.sources import load_dataset
-from tfp_cvae.training import train
+from tfp_cvae.training import build_model, compile_model, train
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,10 @@ def flip(path):
                 "not in the manifest",
             ),
         ),
-        (lambda run: (run / "backup").mkdir(), {"backup": "the training has not ended, after 2 of 2 epochs"}),
+        (
+            lambda run: (run / "backup").mkdir(),
+            {"backup": "there, as the training runs or was stopped, after 2 of 2 epochs"},
+        ),
     ],
 )
 def test_harm_is_found(folder, capsys, harm, expected):
@@ -98,7 +102,7 @@ def test_harm_is_found(folder, capsys, harm, expected):
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"files": 3}', '{"files": {"a": {}}}', '{"files": {"a": 1}}', "[" * 10_000]
+    "content", ["{", "[]", '{"files": 3, "changing": []}', '{"files": {"a": {}}}', '{"files": {"a": 1}}', "[" * 10_000]
 )
 def test_manifest_that_cannot_be_read(folder, content):
     (folder / "manifest.json").write_text(content)
@@ -109,7 +113,9 @@ def test_manifest_that_cannot_be_read(folder, content):
 def test_manifest_looks_at_nothing_outside(folder):
     (folder.parent / "secret").write_text("x")
     entry = {"size": 1, "sha256": "0"}
-    (folder / "manifest.json").write_text(json.dumps({"files": {"../secret": entry, "/etc/passwd": entry}}))
+    (folder / "manifest.json").write_text(
+        json.dumps({"changing": [], "files": {"../secret": entry, "/etc/passwd": entry}})
+    )
     faults = manifest.faults(folder)
     assert faults == {"../secret": "outside of the folder", "/etc/passwd": "outside of the folder"}
 
@@ -122,8 +128,28 @@ def test_what_a_stopped_command_was_writing_is_not_in_the_manifest(folder):
 
     with pytest.raises(KeyboardInterrupt):
         write()
-    assert set(manifest.read(folder)) == {"config.json", "history.csv", "images_by_epoch.npz", "model.keras"}
+    files, changing = manifest.read(folder)
+    assert set(files) == {"config.json", "history.csv", "images_by_epoch.npz", "model.keras"}
+    assert changing == ["evaluation.json", "figures"]
+    faults = Run.load(folder).faults()
+    assert set(faults) == {"evaluation.json", "figures"}
+    assert all("when its command was stopped; run that again" in fault for fault in faults.values())
+    assert cli.main(["plot", str(folder)]) == 0
     assert set(Run.load(folder).faults()) == {"evaluation.json"}
+
+
+def test_two_commands_at_once(folder):
+    with manifest.changing(folder, "figures"):
+        (folder / "figures/classes.png").write_bytes(b"new")
+        with manifest.changing(folder, "evaluation.json"):
+            (folder / "evaluation.json").write_text("{}")
+    assert Run.load(folder).faults() == {}
+
+
+def test_evaluation_outlives_a_spoilt_manifest(folder):
+    (folder / "manifest.json").write_text("{")
+    Run.load(folder).write_evaluation({"elbo": {"mean": -1.0, "standard_error": 0.1}, "protocol": {}})
+    assert Run.load(folder).evaluation()["elbo"]["mean"] == -1
 
 
 def test_evaluation_and_plot_keep_the_manifest(folder):
@@ -133,7 +159,7 @@ def test_evaluation_and_plot_keep_the_manifest(folder):
     evaluate_run(run, dataset, EvaluationConfig(**settings))
     assert "bayes_accuracy" in run.evaluation()
     assert cli.main(["plot", str(folder)]) == 0
-    assert "figures/calibration.png" in manifest.read(folder)
+    assert "figures/calibration.png" in manifest.read(folder)[0]
     assert run.faults() == {}
 
 
@@ -155,6 +181,59 @@ def test_resume_takes_the_settings_from_the_run(stopped, capsys):
     assert cli.main(["train", "--resume", "--output", str(stopped.path)]) == 0
     assert "the training is finished" in capsys.readouterr().out
     assert crash.differences(before, crash.result(stopped.path.parent)) == []
+
+
+def test_evaluation_of_a_finished_training_is_kept(folder, npz):
+    """The training was killed while its figures were drawn, and then evaluated at length."""
+    before = json.loads((folder / "evaluation.json").read_text())
+    run = Run.load(folder)
+    (folder / "evaluation.json").write_text(json.dumps({**before, "bayes_accuracy": {"mean": 0.9}}))
+    (folder / "backup").mkdir()
+    cvae = build_model(run.config, load_dataset(run.config.dataset))
+    compile_model(cvae, run.config, 6)
+    batches = load_dataset(run.config.dataset).train.batches(32, drop_remainder=True)
+    cvae.fit(batches, epochs=2, callbacks=[Backup(folder / "backup", batches)], verbose=0)
+    train(run.config, folder, resume=True, verbose=0)
+    assert run.evaluation()["bayes_accuracy"] == {"mean": 0.9}
+    assert run.faults() == {}
+
+
+def test_evaluation_of_an_unfinished_training_is_of_another_model(stopped, npz):
+    stopped.write_evaluation({"elbo": {"mean": -1.0, "standard_error": 0.1}, "protocol": {}})
+    train(small(npz), stopped.path, resume=True, verbose=0)
+    assert stopped.evaluation()["elbo"]["mean"] < -1
+
+
+def test_resume_finds_the_run_by_the_name_of_the_data_set(stopped, npz, monkeypatch, capsys):
+    monkeypatch.chdir(stopped.path.parent)
+    (stopped.path.parent / "runs").mkdir()
+    stopped.path.rename("runs/stripes")
+    assert cli.main(["train", "--dataset", str(npz), "--resume"]) == 0
+    assert Run.load("runs/stripes").faults() == {}
+
+
+def test_backup_of_somebody_else(tmp_path, npz, dataset):
+    Backup(tmp_path / "run" / "backup").delete()
+    (tmp_path / "run" / "backup" / "3").mkdir()
+    with pytest.raises(ValueError, match="which holds something else than a run"):
+        train(small(npz), tmp_path / "run", verbose=0)
+
+
+def test_resume_when_there_is_room_again(tmp_path, npz):
+    def limit_file_size():
+        # The first backup does not fit.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    process = start(npz, tmp_path / "run", preexec_fn=limit_file_size)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 2
+    (line,) = stderr.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'run' / 'backup' / '0'}: expected to write it, got: File too large")
+    process = start(npz, tmp_path / "run", resume=True)
+    wait_for(tmp_path / "run" / "model.keras")
+    process.kill()
+    process.communicate()
+    assert len(Run.load(tmp_path / "run").history()) >= 1
 
 
 def test_resume_begins_where_there_is_nothing(tmp_path, npz):

@@ -1,14 +1,20 @@
+import io
 import os
+import pathlib
 import socket
+import struct
 import subprocess
 import sys
 import time
+import zlib
 
 import numpy as np
 import PIL.Image
 import pytest
 from conftest import stripes
+from test_archive import limited
 
+from tfp_cvae import archive, sources
 from tfp_cvae.sources import list_datasets, load_dataset
 
 
@@ -132,6 +138,201 @@ def test_mistakes(tmp_path):
         ("glue", "expected an image-classification set with 'image' and 'label'"),
     ):
         with pytest.raises(ValueError, match=message):
+            load_dataset(name)
+
+
+def png(width, height, data=b""):
+    """A PNG that claims a size, whatever it holds."""
+    chunks = [
+        (b"IHDR", struct.pack(">2I5B", width, height, 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(data)),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+
+
+def progressive(scans):
+    """A JPEG that repeats its last scan."""
+    buffer = io.BytesIO()
+    PIL.Image.new("L", (3000, 3000), 9).save(buffer, "jpeg", progressive=True)
+    data = buffer.getvalue()
+    last = data.rfind(b"\xff\xda")
+    return data[:-2] + data[last:-2] * scans + data[-2:]
+
+
+def tiles(size):
+    """A TIFF of 64x64 that claims to be stored in tiles of any size."""
+    numbers = {256: 64, 257: 64, 258: 8, 259: 5, 262: 1, 277: 1, 322: size, 323: size, 324: 146, 325: 16}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in numbers.items())
+    return b"II*\x00" + struct.pack("<IH", 8, len(numbers)) + entries + bytes(20)
+
+
+def postscript():
+    buffer = io.BytesIO()
+    PIL.Image.new("L", (12, 10)).save(buffer, "eps")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda file: os.mkfifo(file), "expected a picture, which is a regular file, got a pipe"),
+        (lambda file: file.symlink_to("/dev/zero"), "expected a picture, which is a regular file, got a pipe"),
+        (lambda file: file.symlink_to(file), "expected a readable picture, got .*symbolic links"),
+        (lambda file: file.symlink_to("nowhere"), "expected an existing picture, got none"),
+        (lambda file: file.mkdir(), "expected a picture, which is a regular file, got a folder"),
+        (lambda file: file.touch(), "expected a picture, got an empty file"),
+        (
+            lambda file: file.write_bytes(png(40_000, 40_000)),
+            ".*unreadable file: .* decoded|unreadable file: .*exceeds limit",
+        ),
+        (
+            lambda file: file.write_bytes(png(12_000, 12_000)),
+            ".*unreadable file: 137.3 MiB decoded from .* bytes, as only",
+        ),
+        (lambda file: file.write_bytes(progressive(500)), r".*unreadable file: 5\d\d scans, more than 50"),
+        (
+            lambda file: file.write_bytes(tiles(2**15)),
+            ".*unreadable file: tiles of 1,073,741,824 pixels, more than the",
+        ),
+        (
+            lambda file: file.write_bytes(postscript()),
+            "expected a picture, got an unreadable file: cannot identify image file",
+        ),
+    ],
+    ids=["pipe", "device", "loop", "dangling", "folder", "empty", "bomb", "smaller bomb", "scans", "tiles", "program"],
+)
+def test_entries_that_are_no_pictures(tmp_path, make, message):
+    folder = write_folder(tmp_path / "pets")
+    make(folder / "cat" / "!.png")
+    with limited(), pytest.raises(ValueError, match=f"cat/!.png: {message}"):
+        load_dataset(folder)
+
+
+def test_blank_and_linked_pictures_are_pictures(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(10):
+            PIL.Image.new("1", (512, 512)).save(tmp_path / "pets" / name / f"{number}.png")
+    (tmp_path / "pets" / "dog" / "link.png").symlink_to(tmp_path / "pets" / "dog" / "0.png")
+    assert load_dataset(tmp_path / "pets").image_shape == (512, 512, 1)
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    folder = write_folder(tmp_path / "pets", count=12)
+    frames = [PIL.Image.new("L", (12, 10), grey) for grey in (7, 99, 200)]
+    for kind in ("gif", "webp", "tiff"):
+        frames[0].save(
+            folder / "cat" / f"!.{kind}",
+            save_all=True,
+            append_images=frames[1:],
+            **({"lossless": True} if kind == "webp" else {}),
+        )
+        data = load_dataset(folder)
+        images = np.concatenate([split.images for split in (data.train, data.validation, data.test)])
+        assert any((image == 7).all() for image in images)
+        assert not any((image == 99).all() for image in images)
+        (folder / "cat" / f"!.{kind}").unlink()
+
+
+def test_the_limit_holds_for_all_pictures(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "pets")
+    load_dataset(folder)
+    monkeypatch.setattr(archive, "MAX_DECODED_BYTES", 2000)
+    with pytest.raises(ValueError, match=r"decoded, more than the .* that are held in memory; use fewer or smaller"):
+        load_dataset(folder)
+
+
+@pytest.mark.mnist
+def test_the_limit_holds_for_tfds(monkeypatch):
+    monkeypatch.setattr(archive, "MAX_DECODED_BYTES", 2**20)
+    with pytest.raises(ValueError, match=r"mnist/3.0.1: expected images that fit into memory, got 0.0511 GiB decoded"):
+        load_dataset("mnist")
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31m", "x" * 201])
+def test_names_of_classes_are_printable(tmp_path, name):
+    path = tmp_path / "names.npz"
+    images, labels = stripes()
+    np.savez(path, images=images, labels=labels, class_names=["a", "b", name])
+    with pytest.raises(ValueError, match=r"class_names: expected 1 to 200 printable characters, got .*; rename"):
+        load_dataset(path)
+    write_folder(tmp_path / "pets")
+    if len(name) < 200:
+        (tmp_path / "pets" / "cat").rename(tmp_path / "pets" / name)
+        with pytest.raises(ValueError, match=r"class_names: expected 1 to 200 printable") as caught:
+            load_dataset(tmp_path / "pets")
+        assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("class_names", "message"),
+    [
+        (["a", "b"], "labels: expected 0 to 1, got 2"),
+        (["a", "b", "c", "d"], "expected at least one training image of each class, got none of 'd'"),
+        ([["a", "b", "c"]], r"class_names: expected a list of text or integers, .* got shape \[1, 3\]"),
+        ([0.5, 1.5, 2.5], "class_names: expected a list of text or integers, .* of dtype float64"),
+        ([], "class_names: expected a list of text or integers"),
+        ([b"a", b"b", b"\xff"], "class_names: expected text, got .*; write it as str"),
+    ],
+)
+def test_class_names_that_do_not_fit(tmp_path, class_names, message):
+    images, labels = stripes()
+    np.savez(tmp_path / "names.npz", images=images, labels=labels, class_names=class_names)
+    with pytest.raises(ValueError, match=message):
+        load_dataset(tmp_path / "names.npz")
+
+
+def test_bytes_are_names_of_classes(tmp_path):
+    images, labels = stripes()
+    np.savez(tmp_path / "names.npz", images=images, labels=labels, class_names=[b"a", b"b", b"c"], other=np.array([{}]))
+    assert load_dataset(tmp_path / "names.npz").class_names == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "mnist/../..",
+            "gs://bucket/mnist",
+            "huggingface:mnist",
+            "kaggle:mnist",
+            "mnist/data_dir=..",
+            "mnist:",
+            "a b",
+        ),
+        *("x" * 100_000, "x" * 201, "../x", "~root", "/dev/stdin", "", "\ud800", "a\x00b", "mnist\n", "C:\\x"),
+    ],
+    ids=lambda name: ascii(name[:20]),
+)
+def test_what_does_not_look_like_a_name_is_not_looked_up(monkeypatch, name):
+    monkeypatch.setattr(sources, "_load_tfds", lambda name: pytest.fail("looked up"))
+    with limited(), pytest.raises(ValueError, match="dataset: expected ") as caught:
+        load_dataset(name)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("name", [None, 3, b"mnist5k", ["mnist5k"]])
+def test_what_is_no_name(name):
+    with pytest.raises(TypeError, match=r"dataset: expected a name or a path, got .* of type"):
+        load_dataset(name)
+
+
+def test_an_npz_that_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "folder.npz").mkdir()
+    for name, message in (
+        (tmp_path / "pipe.npz", "expected a .npz file, which is a regular file, got a pipe"),
+        (tmp_path / "folder.npz", "expected a .npz file, which is a regular file, got a folder"),
+        (pathlib.Path("\ud800.npz"), "expected a readable .npz file"),
+        (pathlib.Path("a\x00.npz"), "expected a readable .npz file"),
+        (pathlib.Path("x" * 5000 + ".npz"), "expected a readable .npz file"),
+    ):
+        with limited(), pytest.raises(ValueError, match=message):
             load_dataset(name)
 
 

@@ -182,7 +182,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_says_so(tmp_path, npz)
     config = small(npz, learning_rate=1e18, learning_rate_schedule="constant", epochs=50)
     with pytest.raises(
         ValueError,
-        match=r"loss: expected finite values, got (nan|inf) in epoch 1, step 1 to 6, .* The best model so far is .*keras",
+        match=r"loss: expected finite values, got (nan|inf) in epoch 1, steps 1 to 6, .* the only model so far is .*keras",
     ):
         train(config, tmp_path / "run", verbose=0)
     run = Run.load(tmp_path / "run")
@@ -190,24 +190,24 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_says_so(tmp_path, npz)
     assert all(np.isfinite(variable).all() for variable in run.model().get_weights())
 
 
-def test_the_weights_before_a_loss_that_is_not_finite_are_kept(tmp_path, npz, monkeypatch):
-    whole = train(small(npz, epochs=2), tmp_path / "whole", verbose=0)
+def test_the_model_before_a_loss_that_is_not_finite_is_kept(tmp_path, npz, monkeypatch):
     on_batch = StopAtNonFiniteLoss.on_train_batch_end
 
     def infinite(self, batch, logs=None):
-        if self.epoch == 2:
-            self.model.trainable_variables[0].assign_add(np.inf * self.model.trainable_variables[0])
-            logs = {"loss": np.inf}
-        on_batch(self, batch, logs)
+        on_batch(self, batch, {"loss": np.inf} if self.epoch == 2 else logs)
 
-    monkeypatch.setattr(StopAtNonFiniteLoss, "on_train_batch_end", infinite)
     config = small(npz, epochs=4, learning_rate_schedule="constant")
-    with pytest.raises(ValueError, match="got inf in epoch 3, step 1 to 6, and stopped"):
-        train(config, tmp_path / "run", verbose=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(StopAtNonFiniteLoss, "on_train_batch_end", infinite)
+        with pytest.raises(
+            ValueError, match=r"got inf in epoch 3, steps 1 to 6, .* After 2 whole epochs, the best model"
+        ):
+            train(config, tmp_path / "run", verbose=0)
     run = Run.load(tmp_path / "run")
     assert [row["epoch"] for row in run.history()] == [1, 2]
-    assert all(np.isfinite(variable).all() for variable in run.model().get_weights())
-    assert len(whole.model().get_weights()) == len(run.model().get_weights())
+    two = train(small(npz, epochs=2, learning_rate_schedule="constant"), tmp_path / "two", verbose=0)
+    for kept, expected in zip(run.model().get_weights(), two.model().get_weights(), strict=True):
+        np.testing.assert_array_equal(kept, expected)
 
 
 def test_a_damaged_model_is_named(tmp_path, npz):
@@ -283,9 +283,10 @@ def test_default_output(tmp_path, npz):
     assert str(default_output(TrainConfig(dataset=str(npz)))) == "runs/stripes"
 
 
-def start(npz, output, **options):
+def start(npz, output, *, resume=False, **options):
     command = [sys.executable, "-m", "tfp_cvae.cli", "train", "--dataset", str(npz), "--epochs", "100000"]
     command += ["--batch-size", "32", "--width", "16", "--output", str(output)]
+    command += ["--resume"] if resume else []
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
@@ -310,7 +311,7 @@ def test_what_was_trained_survives_an_interruption(tmp_path, npz, kill):
     run.images_by_epoch()
     if kill == signal.SIGINT:
         assert process.returncode == 130
-        assert "epochs; the best model so far is" in stdout
+        assert "whole epochs; the best model so far is" in stdout
         assert "Traceback" not in stderr
         assert not [name for name in os.listdir(run.path) if name.startswith(".")]
 
@@ -338,5 +339,5 @@ def test_an_interruption_in_the_first_epoch_is_said(tmp_path, npz, capsys, monke
     monkeypatch.setattr(StopAtNonFiniteLoss, "on_train_batch_end", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(small(npz), tmp_path / "run")
-    assert "interrupted in the first epoch; the model so far is" in capsys.readouterr().out
+    assert "interrupted after 0 whole epochs; the only model so far is" in capsys.readouterr().out
     assert Run.load(tmp_path / "run").model().generate(0).shape == (1, 8, 8, 1)

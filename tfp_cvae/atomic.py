@@ -102,8 +102,8 @@ def delete_folder(path: pathlib.Path) -> None:
 
 
 def delete_temporary(folder: pathlib.Path) -> None:
-    """Deletes what killed processes left half written in a folder, or in folders in it."""
-    for path in list(folder.rglob(f"{TEMPORARY_PREFIX}*")):
+    """Deletes what killed processes have left half written in a folder, or half deleted."""
+    for path in list(folder.glob(f"{TEMPORARY_PREFIX}*")):
         if path.is_dir():
             shutil.rmtree(path)
         else:

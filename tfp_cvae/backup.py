@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -19,18 +20,28 @@ from tfp_cvae.data import EpochCounter
 # What Keras's own callbacks remember from epoch to epoch.
 _ATTRIBUTES = {
     keras.callbacks.EarlyStopping: ("wait", "stopped_epoch", "best", "best_epoch", "best_weights"),
-    keras.callbacks.ModelCheckpoint: ("best",),
+    keras.callbacks.ModelCheckpoint: (
+        "best",
+        "epochs_since_last_save",
+        "_batches_seen_since_last_saving",
+        "_last_batch_seen",
+    ),
     keras.callbacks.ReduceLROnPlateau: ("wait", "best", "cooldown_counter"),
     keras.callbacks.History: ("epoch", "history"),
 }
 _CHECKPOINT = "checkpoint"
 _STATE = "state.json"
 _ARRAYS = "arrays.npz"
+# Stands in `state.json` for an array in `arrays.npz`.
+_ARRAY = "__array__"
+
+# By default a backup is written when so many times as long has passed as the last one took.
+_TIMES_AS_LONG = 50
 
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A callback that says what it remembers from epoch to epoch, in types of JSON, and NumPy arrays."""
+    """A callback that says what it remembers from epoch to epoch, in types of JSON and NumPy arrays."""
 
     def get_state(self) -> Mapping[str, Any]:
         """What it remembers."""
@@ -40,108 +51,189 @@ class Stateful(Protocol):
 
 
 class Backup(keras.callbacks.Callback):
-    """Backs a training up between epochs; `fit` with the same arguments goes on exactly from there.
+    """Backs a training up between epochs; `CVAE.fit` with the same arguments goes on exactly from there.
 
         batches = data.train.batches(128)
-        backup = Backup("backup", batches, callbacks)
-        cvae.fit(batches, epochs=100, initial_epoch=backup.initial_epoch, callbacks=[*callbacks, backup])
+        backup = Backup("backup", batches)
+        cvae.fit(batches, epochs=100, initial_epoch=backup.initial_epoch, callbacks=[EarlyStopping(), backup])
 
-    A backup is a folder that appears whole: a TensorFlow checkpoint of the model with its optimizer, and beside it
-    what the callbacks remember. The next one replaces it. Weights, optimizer, moving averages, history and what the
+    A backup is a folder that appears whole: a TensorFlow checkpoint of the model with its optimizer, and beside it what
+    the callbacks remember. The next one replaces it. Weights, optimizer, moving averages, history and what the
     callbacks do are then bit for bit those of a training that was never interrupted, on the same machine with the same
     versions. The callbacks whose memory is kept are `EarlyStopping`, `ModelCheckpoint` and `ReduceLROnPlateau` of
-    Keras, those of this package, the `History` that `fit` returns, and your own if they are `Stateful`.
+    Keras, those of this package, the `History` that `fit` returns, and your own if they are `Stateful`. Not kept is the
+    randomness of layers that draw by themselves, such as `Dropout`.
+
+    A training that has come to its end is not trained again: `fit` restores the model and the history.
 
     Args:
         folder: Folder for the backups; made if it is not there.
         batches: What `fit` trains on: a result of `Split.batches`, or, if another function is mapped over it, that
-            result itself; None for data whose order is not another one in each epoch.
-        callbacks: The other callbacks that `fit` is given, before this one in its list.
-        every_seconds: Time that has to pass until the next backup; what was trained since the last one is trained
-            again, with the same result.
+            result itself; None for data that are the same, in the same order, in each epoch.
+        every_seconds: Time that has to pass until the next backup; by default so long that the backups take at most a
+            fiftieth of it. What was trained since the last one is trained again, with the same result.
+
+    Attributes:
+        initial_epoch: For `fit`: the epochs that the backup has, 0 without one; above any number if the training has
+            come to its end.
+        epoch: The epochs that the backup has.
+        finished: Whether the training has come to its end.
 
     Raises:
         TypeError: If `batches` does not count its epochs.
-        ValueError: If the folder holds a backup that cannot be read.
+        ValueError: If the folder holds a backup that cannot be read; from `fit`, if it is one of another training.
     """
 
     def __init__(
         self,
         folder: str | os.PathLike[str],
         batches: tf.data.Dataset | None = None,
-        callbacks: Sequence[keras.callbacks.Callback] = (),
         *,
-        every_seconds: float = 30.0,
+        every_seconds: float | None = None,
     ) -> None:
         super().__init__()
         self.folder = pathlib.Path(folder)
-        self.callbacks = list(callbacks)
         self.every_seconds = every_seconds
-        self._epochs: EpochCounter | None = None
-        if batches is not None:
-            self._epochs = getattr(batches, "epochs", None)
-            if not isinstance(self._epochs, EpochCounter):
-                raise TypeError(
-                    f"batches: expected a result of Split.batches of the training split, got {type(batches).__name__}; "
-                    "give None if the order of the data is the same in each epoch"
-                )
+        self._batches = batches
+        self._epochs: EpochCounter | None = getattr(batches, "epochs", None)
+        if batches is not None and not isinstance(self._epochs, EpochCounter):
+            raise TypeError(
+                f"batches: expected a result of Split.batches of the training split, got {type(batches).__name__}; "
+                "give None if the order of the data is the same in each epoch"
+            )
+        # Of data whose first epoch is another one than that of `fit`.
+        self._first = 0
+        self._others: list[keras.callbacks.Callback] | None = None
+        self._restored: list[dict[str, Any]] | None = None
+        self._written = self._took = 0.0
         self.folder.mkdir(parents=True, exist_ok=True)
-        state = self._read()
-        self.initial_epoch: int = state["epoch"]
-        self.finished: bool = state["finished"]
-        self._restored: Mapping[str, Any] | None = None
-        self._last = 0.0
+        self._set_epoch(self._read())
+
+    def follow(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:
+        """Learns of the callbacks of a `fit`, whose memory it keeps; called by `CVAE.fit`.
+
+        Args:
+            callbacks: All of them.
+
+        Raises:
+            ValueError: If a `SwapEMAWeights` comes after this one, which would hide from it what is trained.
+        """
+        names = [type(callback) for callback in callbacks]
+        if any(issubclass(kind, SwapEMAWeights) for kind in names[callbacks.index(self) :]):
+            raise ValueError("callbacks: expected Backup after SwapEMAWeights in the list, got it before")
+        self._others = [callback for callback in callbacks if callback is not self]
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
+        self._check_fit()
+        # Or the first backup, of a training that has not begun, would have no optimizer.
+        self.model.optimizer.build(self.model.trainable_variables)
         atomic.delete_temporary(self.folder)
-        # What an earlier `fit` with this callback has left, too.
         state = self._read()
-        self.initial_epoch = state["epoch"]
+        self._set_epoch(state)
+        if state is None:
+            self._first = self._epochs.next if self._epochs else 0
+        else:
+            self._check_same(state)
+            self._restore_weights()
+            self._first, self._restored = state["first"], state["callbacks"]
         if self._epochs is not None:
-            self._epochs.next = self.initial_epoch
-        if state["epoch"]:
-            self._restore_weights(state["epoch"])
-            self._restored = state
-        self._last = time.monotonic()
+            self._epochs.next = self._first + self.epoch
+        self._written = time.monotonic()
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        if epoch < self.initial_epoch:
-            raise ValueError(
-                f"initial_epoch: expected {self.initial_epoch}, as the backup in {self.folder} has so many epochs, "
-                f"got {epoch}; pass initial_epoch=backup.initial_epoch to fit, or begin again with another folder"
-            )
-        # Only now, as other callbacks begin afresh in `on_train_begin`.
-        self._restore_callbacks()
-        if epoch > self.initial_epoch and time.monotonic() >= self._last + self.every_seconds:
+        if self._read_epoch() is None:
+            self._first -= epoch
             self._write(epoch, finished=False)
+        elif self._restored is not None:
+            if epoch != self.epoch:
+                raise ValueError(
+                    f"initial_epoch: expected {self.epoch}, as the backup in {self.folder} has so many epochs, got "
+                    f"{epoch}; pass initial_epoch=backup.initial_epoch to fit, or begin again with another folder"
+                )
+            # Only now, as other callbacks begin afresh in `on_train_begin`.
+            self._restore_callbacks()
+        else:
+            wait = _TIMES_AS_LONG * self._took if self.every_seconds is None else self.every_seconds
+            if time.monotonic() >= self._written + wait:
+                self._write(epoch, finished=False)
 
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
         if self._restored is not None:
-            # There was nothing left to do.
+            # Nothing was left to do, but Keras has turned the weights into their average, if the optimizer keeps one.
+            self._restore_weights()
             self._restore_callbacks()
         elif np.isfinite((logs or {}).get("loss", np.nan)):
             self._write(self.model.history.epoch[-1] + 1, finished=True)
 
     def delete(self) -> None:
         """Deletes the backup, after which a training begins at the beginning."""
-        atomic.delete_folder(self.folder)
+        for number in atomic.numbered(self.folder):
+            atomic.delete_folder(self.folder / str(number))
+        self._set_epoch(None)
+
+    def _set_epoch(self, state: Mapping[str, Any] | None) -> None:
+        self.epoch: int = state["epoch"] if state else 0
+        self.finished: bool = bool(state and state["finished"])
+        self.initial_epoch: int = sys.maxsize if self.finished else self.epoch
+
+    def _check_fit(self) -> None:
+        """Raises ValueError for what could not be repeated."""
+        if self._others is None:
+            raise ValueError("model: expected a CVAE, whose fit tells Backup of the other callbacks, got another model")
+        if not hasattr(self.model.optimizer, "build"):
+            raise ValueError(
+                f"optimizer: expected a new one of tf_keras, got {type(self.model.optimizer)}, a legacy one"
+            )
+        steps, passes = self.params.get("steps"), self._batches and int(self._batches.cardinality())
+        if passes and steps != passes:
+            raise ValueError(
+                f"steps_per_epoch: expected {passes}, one pass over the batches in an epoch, got {steps}; leave it out"
+            )
+
+    def _check_same(self, state: Mapping[str, Any]) -> None:
+        """Raises ValueError if the training to go on with is another one."""
+        advice = "go on as it was begun, or begin again with another folder"
+        for name, value in self._settings().items():
+            if state["settings"].get(name) != value:
+                raise ValueError(
+                    f"{name}: expected {state['settings'].get(name)} as of the training in {self.folder}, got {value}; "
+                    f"{advice}"
+                )
+        epochs = self.params["epochs"]
+        if self.finished and not state["stopped"] and epochs != self.epoch:
+            raise ValueError(
+                f"epochs: expected {self.epoch}, after which the training in {self.folder} has come to its end, got "
+                f"{epochs}; begin again with another folder"
+            )
+
+    def _settings(self) -> dict[str, Any]:
+        """What has to be the same for the result to be the same, in types of JSON."""
+        settings = {
+            "compile": self.model.compiled_with,
+            "seed": self.model.seed,
+            "batches": self._epochs.settings if self._epochs else None,
+            "callbacks": [type(callback).__name__ for callback in self._all_callbacks()],
+        }
+        return json.loads(json.dumps(settings))
 
     def _all_callbacks(self) -> list[keras.callbacks.Callback]:
-        return [*self.callbacks, self.model.history]
+        stateful = (Stateful, *_ATTRIBUTES)
+        return [callback for callback in [*(self._others or ()), self.model.history] if isinstance(callback, stateful)]
 
     def _restore_callbacks(self) -> None:
-        if self._restored is not None:
-            for callback, state in zip(self._all_callbacks(), self._restored["callbacks"], strict=True):
-                _set_state(callback, state)
-            self._restored = None
+        for callback, state in zip(self._all_callbacks(), self._restored or (), strict=True):
+            _set_state(callback, state)
+        self._restored = None
 
     def _write(self, epoch: int, *, finished: bool) -> None:
-        if any(isinstance(callback, SwapEMAWeights) and callback.swapped for callback in self.callbacks):
-            raise ValueError("callbacks: expected Backup after SwapEMAWeights in the list, got it before")
+        begin = time.monotonic()
         arrays: dict[str, Any] = {}
         state = {
             "epoch": epoch,
             "finished": finished,
+            "stopped": bool(self.model.stop_training),
+            "first": self._first,
+            "settings": self._settings(),
             "callbacks": [_without_arrays(_get_state(callback), arrays) for callback in self._all_callbacks()],
         }
         text = json.dumps(state)
@@ -156,35 +248,37 @@ class Backup(keras.callbacks.Callback):
             np.savez(folder / _ARRAYS, **arrays)
 
         earlier = atomic.numbered(self.folder)
-        if epoch in earlier:
-            # The end of a training, just after a backup of its last epoch.
-            atomic.delete_folder(self.folder / str(epoch))
         atomic.write_folder(self.folder / str(epoch), write)
         for number in earlier:
-            if number != epoch:
-                atomic.delete_folder(self.folder / str(number))
-        self._last = time.monotonic()
+            atomic.delete_folder(self.folder / str(number))
+        self._set_epoch(state)
+        self._written = time.monotonic()
+        self._took = self._written - begin
 
-    def _read(self) -> dict[str, Any]:
+    def _read_epoch(self) -> int | None:
+        """Number of epochs of the newest backup."""
+        return max(atomic.numbered(self.folder), default=None)
+
+    def _read(self) -> dict[str, Any] | None:
         """State of the newest backup."""
-        newest = max(atomic.numbered(self.folder), default=0)
-        if not newest:
-            return {"epoch": 0, "finished": False, "callbacks": []}
+        newest = self._read_epoch()
+        if newest is None:
+            return None
         path = self.folder / str(newest)
         try:
             with np.load(path / _ARRAYS, allow_pickle=False) as arrays:
                 state = _with_arrays(json.loads((path / _STATE).read_text()), arrays)
-            if state["epoch"] != newest:
-                raise ValueError(f"epoch {state['epoch']}")
-            return {"epoch": newest, "finished": bool(state["finished"]), "callbacks": list(state["callbacks"])}
+            if state["epoch"] != newest or not {"finished", "stopped", "first", "settings", "callbacks"} <= set(state):
+                raise ValueError(f"a state of epoch {state['epoch']}")
         except Exception as error:
             raise ValueError(
-                f"{path}: expected a whole backup, got an unreadable one ({error}); delete {self.folder} to begin again"
+                f"{path}: expected a whole backup, got an unreadable one ({type(error).__name__}: {error}); delete "
+                "that folder to begin again"
             ) from error
+        return state
 
-    def _restore_weights(self, epoch: int) -> None:
-        self.model.optimizer.build(self.model.trainable_variables)
-        path = self.folder / str(epoch) / _CHECKPOINT
+    def _restore_weights(self) -> None:
+        path = self.folder / str(self.epoch) / _CHECKPOINT
         try:
             tf.train.Checkpoint(model=self.model).read(str(path)).assert_consumed()
         except Exception as error:
@@ -214,12 +308,12 @@ def _attributes(callback: keras.callbacks.Callback) -> Iterable[str]:
     return [name for name in itertools.chain(*found) if hasattr(callback, name)]
 
 
-def _without_arrays(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+def _without_arrays(value: Any, arrays: dict[str, Any]) -> Any:
     """The value for JSON, each array in it replaced by its name in `arrays`."""
     if isinstance(value, np.ndarray):
         name = f"array_{len(arrays)}"
         arrays[name] = value
-        return {"array": name}
+        return {_ARRAY: name}
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):
@@ -232,8 +326,8 @@ def _without_arrays(value: Any, arrays: dict[str, np.ndarray]) -> Any:
 def _with_arrays(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     """Inverse of `_without_arrays`."""
     if isinstance(value, dict):
-        if set(value) == {"array"}:
-            return arrays[value["array"]]
+        if set(value) == {_ARRAY}:
+            return arrays[value[_ARRAY]]
         return {key: _with_arrays(part, arrays) for key, part in value.items()}
     if isinstance(value, list):
         return [_with_arrays(part, arrays) for part in value]

@@ -50,14 +50,20 @@ class KLWarmUp(keras.callbacks.Callback):
         weight.assign(self.kl_weight * min(1.0, (epoch + 1) / self.epochs))
 
 
+class NonFiniteLossError(ValueError):
+    """A loss that is NaN or infinite."""
+
+
 class StopAtNonFiniteLoss(keras.callbacks.Callback):
     """Stops with an error when the loss is NaN or infinite, and puts back the weights that the epoch began with.
+
+    Put it before `ModelCheckpoint` and after `SwapEMAWeights`.
 
     Attributes:
         epoch: Number of the epoch, from 0.
 
     Raises:
-        ValueError: From `fit`; the message tells the step.
+        NonFiniteLossError: From `fit`; a ValueError, whose message tells the step.
     """
 
     def __init__(self) -> None:
@@ -72,15 +78,24 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         loss = (logs or {}).get("loss", 0.0)
         if not np.isfinite(loss):
-            self.model.set_weights(self._weights)
             # Several steps are one execution if the model was compiled so.
-            steps = f"{self._batch + 1}" if batch == self._batch else f"{self._batch + 1} to {batch + 1}"
-            raise ValueError(
-                f"loss: expected finite values, got {loss} in epoch {self.epoch + 1}, step {steps}, and stopped; the "
-                "weights are those at the beginning of the epoch. Likely reasons: the learning rate is too high, the "
-                "model began with values too large, or own networks divide or take a logarithm of 0"
-            )
+            several = batch > self._batch
+            self._stop("loss", loss, f"steps {self._batch + 1} to {batch + 1}" if several else f"step {batch + 1}")
         self._batch = batch + 1
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        # Of the last step of the epoch, which the loss before it does not show.
+        for name, value in (logs or {}).items():
+            if not np.isfinite(value):
+                self._stop(name, value, "after its last step")
+
+    def _stop(self, name: str, value: float, where: str) -> None:
+        self.model.set_weights(self._weights)
+        raise NonFiniteLossError(
+            f"{name}: expected finite values, got {value} in epoch {self.epoch + 1}, {where}, and stopped; the weights "
+            "are those at the beginning of the epoch. Likely reasons: the learning rate is too high, the model began "
+            "with values too large, or own networks divide or take a logarithm of 0"
+        )
 
 
 class SwapEMAWeights(keras.callbacks.Callback):

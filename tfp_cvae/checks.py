@@ -7,29 +7,37 @@ from typing import Any
 
 import numpy as np
 
+from tfp_cvae.archive import one_line
+
 
 def integer(name: str, value: Any, minimum: int) -> int:
     """Returns `value` if it is an integer >= `minimum`, else raises TypeError or ValueError."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name}: expected an integer >= {minimum}, got {value!r} of type {type(value).__name__}")
+        raise TypeError(f"{name}: expected an integer >= {minimum}, got {_shown(value)} of type {type(value).__name__}")
     if value < minimum:
-        raise ValueError(f"{name}: expected an integer >= {minimum}, got {value}")
+        raise ValueError(f"{name}: expected an integer >= {minimum}, got {_shown(value)}")
+    if int(value) >= 2**63:
+        raise ValueError(f"{name}: expected an integer < 2**63, got {_shown(value)}")
     return int(value)
 
 
 def choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raises ValueError if `value` is not one of `choices`."""
     if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {_shown(value)}")
 
 
 def number(name: str, value: Any, minimum: float, below: float = math.inf, *, above: bool = False) -> None:
     """Raises TypeError or ValueError if `value` is not a finite number in [minimum, below), or above `minimum`."""
     expected = f"a number {'>' if above else '>='} {minimum:g}" + (f" and < {below:.10g}" if below < math.inf else "")
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected {expected}, got {value!r} of type {type(value).__name__}")
-    if not minimum <= float(value) < below or (above and float(value) == minimum):
-        raise ValueError(f"{name}: expected {expected}, got {value}")
+        raise TypeError(f"{name}: expected {expected}, got {_shown(value)} of type {type(value).__name__}")
+    try:
+        given = float(value)
+    except OverflowError:
+        given = math.inf
+    if not minimum <= given < below or (above and given == minimum):
+        raise ValueError(f"{name}: expected {expected}, got {_shown(value)}")
 
 
 def seed(name: str, value: Any) -> int:
@@ -41,14 +49,14 @@ def seed(name: str, value: Any) -> int:
 def kind(name: str, value: Any, expected: type) -> None:
     """Raises TypeError if `value` is not of a type."""
     if not isinstance(value, expected):
-        raise TypeError(f"{name}: expected a {expected.__name__}, got {value!r} of type {type(value).__name__}")
+        raise TypeError(f"{name}: expected a {expected.__name__}, got {_shown(value)} of type {type(value).__name__}")
 
 
 def integers(name: str, value: Any) -> np.ndarray:
     """Returns an integer or a list of integers as int64, of shape `[]` or `[n]`, n >= 1."""
     array = np.asarray(value)
     if not np.issubdtype(array.dtype, np.integer):
-        raise TypeError(f"{name}: expected an integer or a list of integers, got {value!r}")
+        raise TypeError(f"{name}: expected an integer or a list of integers, got {_shown(value)}")
     if array.ndim > 1 or array.size == 0:
         raise ValueError(f"{name}: expected an integer or [n] integers, n >= 1, got shape {list(array.shape)}")
     return array.astype(np.int64)
@@ -114,3 +122,11 @@ def pixels(name: str, value: Any) -> np.ndarray:
             raise ValueError(f"{name}: expected floats in [0, 1], got {low} to {high}; divide them by their maximum")
         return np.round(images * 255).astype(np.uint8)
     raise TypeError(f"{name}: expected integers in [0, 255], floats in [0, 1] or bool, got dtype {images.dtype}")
+
+
+def _shown(value: Any) -> str:
+    """What came, for a message."""
+    try:
+        return one_line(repr(value))
+    except ValueError:  # An integer of more digits than Python prints.
+        return "one of thousands of digits"

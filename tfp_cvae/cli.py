@@ -16,8 +16,8 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from tfp_cvae import checks, recipes
-from tfp_cvae.config import QUICK_EVALUATION, EvaluationConfig, TrainConfig
+from tfp_cvae import archive, checks, recipes
+from tfp_cvae.config import QUICK_EVALUATION, EvaluationConfig, TrainConfig, default_output
 
 _COMMANDS = ("train", "evaluate", "generate", "plot", "export", "request", "check", "recipes", "datasets")
 _DESCRIPTION = "Class-conditional variational autoencoders: train, evaluate, generate, serve."
@@ -40,7 +40,7 @@ class Train:
 
     def run(self) -> None:
         """Runs the command."""
-        from tfp_cvae.training import default_output, train
+        from tfp_cvae.training import train
 
         output = self.output or default_output(self.config)
         print(train(self.config, output, overwrite=self.overwrite, resume=self.resume).summary())
@@ -208,9 +208,10 @@ class Check:
         run = Run.load(self.run_folder)
         faults = run.faults()
         if faults:
-            found = "; ".join(f"{name} is {fault}" for name, fault in faults.items())
+            found = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
             raise ValueError(f"run: expected {run.path} as it was written, got: {found}")
-        for name, entry in manifest.read(run.path).items():
+        files, _ = manifest.read(run.path)
+        for name, entry in files.items():
             print(f"{entry['size']:12,} bytes  {name}")
         print(f"{run.path}: all files are there, with the sizes and SHA-256 of {manifest.FILE}")
 
@@ -270,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, TypeError, ValueError) as error:
         if os.environ.get("TFP_CVAE_TRACEBACK"):
             raise
-        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+        print(f"error: {archive.one_line(error, 900)}", file=sys.stderr)
         return 2
     return 0
 
@@ -296,17 +297,18 @@ def _parse(arguments: Sequence[str] | None) -> Any:
     # parsed.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--recipe")
+    first.add_argument("--dataset")
     first.add_argument("--output", type=pathlib.Path)
     first.add_argument("--resume", action="store_true")
     try:
         known = first.parse_known_args(words)[0]
-        if known.resume and known.output and (known.output / "config.json").is_file() and not known.recipe:
+        config = recipes.recipe(known.recipe or "default")
+        output = known.output or default_output(dataclasses.replace(config, dataset=known.dataset or config.dataset))
+        if known.resume and not known.recipe and (output / "config.json").is_file():
             _import_tensorflow_quietly()
             from tfp_cvae.run import Run
 
-            config = Run.load(known.output).config
-        else:
-            config = recipes.recipe(known.recipe or "default")
+            config = Run.load(output).config
     except argparse.ArgumentError:
         config = TrainConfig()
     printed = io.StringIO()
@@ -317,7 +319,7 @@ def _parse(arguments: Sequence[str] | None) -> Any:
         if not stop.code:
             raise
         message = _unboxed(printed.getvalue())
-        raise ValueError(f"{message}; {_near(message, config)}see {_help(words)}") from None
+        raise ValueError(archive.one_line(f"{message}; {_near(message, config)}see {_help(words)}", 900)) from None
 
 
 def _help(words: Sequence[str]) -> str:
@@ -349,10 +351,6 @@ def _unboxed(text: str) -> str:
     inner = [line for line in lines if line and not line.startswith("╭")]
     end = next((index for index, line in enumerate(inner) if set(line) <= set("─╰╯")), len(inner))
     return " ".join(inner[:end]).rstrip(".")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
 import dataclasses
 import difflib
 import json
+import pathlib
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from tfp_cvae import checks
+from tfp_cvae import archive, checks
 
 Binarization = Literal["dynamic", "threshold", "none"]
 Network = Literal["mlp", "residual", "conv"]
@@ -123,14 +124,16 @@ class TrainConfig:
             values: Values by field name; fields that are left out take their defaults.
 
         Raises:
-            ValueError: If a key is not a field.
+            TypeError: If a value is of the wrong kind.
+            ValueError: If a key is not a field, or a value is out of range.
         """
+        checks.kind("config", values, Mapping)
         names = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in names:
-                near = difflib.get_close_matches(key, names, n=1)
+                near = difflib.get_close_matches(str(key)[:100], names, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(names)}"
-                raise ValueError(f"config: expected a known key, got {key!r}; {hint}")
+                raise ValueError(f"config: expected a known key, got {archive.one_line(repr(key))}; {hint}")
         return cls(**values)
 
     def to_json(self) -> str:
@@ -140,7 +143,18 @@ class TrainConfig:
     @classmethod
     def from_json(cls, text: str) -> "TrainConfig":
         """Inverse of `to_json`."""
-        return cls.from_dict(json.loads(text))
+        try:
+            values = archive.parse_json(text)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"config: expected JSON of settings, got another text: {error}") from error
+        return cls.from_dict(values)
+
+
+def default_output(config: TrainConfig) -> pathlib.Path:
+    """Folder of a run that was not given one: `runs/` and the name of the data set."""
+    path = pathlib.Path(config.dataset)
+    name = path.resolve().stem if path.exists() else config.dataset.replace("/", "-")
+    return pathlib.Path("runs") / (name or "run")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import typing
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -23,9 +24,11 @@ class EpochCounter:
 
     Attributes:
         next: Number of the epoch that the next iteration over the batches is, from 0.
+        settings: What `Split.batches` was given.
     """
 
     next: int
+    settings: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -118,7 +121,8 @@ class Split:
                 "use a smaller batch or more images"
             )
         checks.choice("binarization", binarization, typing.get_args(Binarization))
-        epochs = EpochCounter(initial_epoch)
+        settings = {"batch_size": batch_size, "binarization": binarization, "seed": seed, "images": len(self)}
+        epochs = EpochCounter(initial_epoch, {**settings, "drop_remainder": drop_remainder, "conditional": conditional})
         if self.name == "train":
             dataset = self._epochs(batch_size, binarization, seed, epochs, drop_remainder)
         else:

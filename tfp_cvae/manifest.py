@@ -6,6 +6,7 @@ import json
 import pathlib
 from collections.abc import Iterator
 
+from tfp_cvae import archive
 from tfp_cvae.atomic import write_atomically
 
 FILE = "manifest.json"
@@ -13,46 +14,53 @@ FILE = "manifest.json"
 
 @contextlib.contextmanager
 def changing(folder: pathlib.Path, *names: str) -> Iterator[None]:
-    """Keeps the manifest true while files change: meanwhile, and if that is interrupted, it does not list them.
+    """Keeps the manifest true while files change: meanwhile, and if that is interrupted, it says so of them.
 
     Args:
         folder: Folder of the manifest.
         *names: Files and folders in it that may change, with all that is in them.
     """
-    others = {name: entry for name, entry in read(folder).items() if not _within(name, names)}
-    _write(folder, others)
+    files, others = _read_if_whole(folder)
+    files = {name: entry for name, entry in files.items() if not _within(name, names)}
+    _write(folder, files, sorted({*others, *names}))
     yield
+    # Again, as another command may have written other files.
+    files, others = _read_if_whole(folder)
     for name in names:
         path = folder / name
         for file in path.rglob("*") if path.is_dir() else [path]:
             if file.is_file():
-                others[file.relative_to(folder).as_posix()] = _entry(file)
-    _write(folder, others)
+                files[file.relative_to(folder).as_posix()] = _entry(file)
+    _write(folder, files, sorted(set(others) - set(names)))
 
 
-def read(folder: pathlib.Path) -> dict[str, dict[str, object]]:
-    """Size and SHA-256 of each file, by its name in the folder; empty without a manifest.
+def read(folder: pathlib.Path) -> tuple[dict[str, dict[str, object]], list[str]]:
+    """Size and SHA-256 of each file by its name in the folder, and the names that are being changed.
 
     Raises:
         ValueError: If the manifest cannot be read.
     """
     try:
-        files = json.loads((folder / FILE).read_text())["files"]
-        return {
-            str(name): {"size": int(entry["size"]), "sha256": str(entry["sha256"])} for name, entry in files.items()
+        content = archive.parse_json((folder / FILE).read_bytes())
+        files = {
+            name: {"size": int(entry["size"]), "sha256": str(entry["sha256"])}
+            for name, entry in content["files"].items()
         }
+        return files, [str(name) for name in content["changing"]]
     except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return {}, []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{folder / FILE}: expected sizes and SHA-256 by file, got what cannot be read ({type(error).__name__})"
+            f"{folder / FILE}: expected sizes and SHA-256 by file, got what cannot be read ({type(error).__name__}); "
+            "delete it if the other files are whole, and plot or evaluate again"
         ) from error
 
 
 def faults(folder: pathlib.Path) -> dict[str, str]:
-    """What is wrong with the files that the manifest lists: "missing", "altered" or "not readable", by name."""
-    found = {}
-    for name, entry in read(folder).items():
+    """What is wrong with the files that the manifest lists, by name."""
+    files, others = read(folder)
+    found = dict.fromkeys(others, "being written, or was when its command was stopped; run that again")
+    for name, entry in files.items():
         # A manifest from elsewhere may not ask about files outside.
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):
@@ -77,6 +85,13 @@ def _entry(path: pathlib.Path) -> dict[str, object]:
     return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _write(folder: pathlib.Path, files: dict[str, dict[str, object]]) -> None:
-    text = json.dumps({"files": dict(sorted(files.items()))}, indent=2)
+def _read_if_whole(folder: pathlib.Path) -> tuple[dict[str, dict[str, object]], list[str]]:
+    try:
+        return read(folder)
+    except ValueError:
+        return {}, []
+
+
+def _write(folder: pathlib.Path, files: dict[str, dict[str, object]], others: list[str]) -> None:
+    text = json.dumps({"changing": others, "files": dict(sorted(files.items()))}, indent=2)
     write_atomically(folder / FILE, lambda path: path.write_text(text + "\n"))

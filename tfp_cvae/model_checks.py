@@ -1,5 +1,6 @@
 """Checks of what a model is made of and fed with, where Keras would fail late or not at all."""
 
+import json
 import os
 from typing import Any
 
@@ -19,10 +20,12 @@ class CheckedModel(keras.Model):
     Attributes:
         image_shape: `(height, width, channels)`.
         num_classes: Width of the one-hot label; 0 without labels.
+        compiled_with: Optimizer, loss and their settings as they were given to `compile`, for comparison.
     """
 
     image_shape: tuple[int, ...]
     num_classes: int
+    compiled_with: str
 
     def compile(self, optimizer: Any = "rmsprop", loss: Any = None, *args: Any, **kwargs: Any) -> None:
         """Compiles as `keras.Model.compile` does, after a check of what is given.
@@ -49,6 +52,11 @@ class CheckedModel(keras.Model):
                 "with its reconstruction and knows nothing of the latent"
             )
         super().compile(optimizer, loss, *args, **kwargs)
+        parts = [
+            (type(part).__name__, part.get_config() if hasattr(part, "get_config") else None)
+            for part in (self.optimizer, loss)
+        ]
+        self.compiled_with = json.dumps([parts, bool(kwargs.get("jit_compile"))], default=_plain)
 
     def fit(
         self,
@@ -206,8 +214,12 @@ def checked_dataset(data: Any) -> Any:
 
 
 def check_callbacks(callbacks: Any) -> None:
-    """Raises TypeError for a callback of another Keras, and ValueError for one that would minimise a bound."""
-    for callback in callbacks if isinstance(callbacks, (tuple, list)) else (callbacks,):
+    """Raises TypeError for a callback of another Keras, and ValueError for one that would minimise a bound.
+
+    Tells those that ask for it, with a method `follow`, of all of them.
+    """
+    listed = callbacks if isinstance(callbacks, (tuple, list)) else getattr(callbacks, "callbacks", [callbacks])
+    for callback in listed:
         kind = type(callback)
         if not isinstance(callback, (keras.callbacks.Callback, keras.callbacks.CallbackList, type(None))):
             raise TypeError(
@@ -221,3 +233,11 @@ def check_callbacks(callbacks: Any) -> None:
                 f'callbacks: expected mode="max" of {kind.__name__}, as {monitor} is to rise, got "min", which Keras '
                 "supposes where no mode is given"
             )
+        follow = getattr(callback, "follow", None)
+        if follow is not None:
+            follow(list(listed))
+
+
+def _plain(value: Any) -> Any:
+    """For JSON, a value that is the same in another process."""
+    return value.item() if isinstance(value, np.generic) else type(value).__name__

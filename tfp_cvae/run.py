@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tfp_cvae import archive, atomic, manifest, results
+from tfp_cvae import archive, atomic, checks, manifest, results
 from tfp_cvae.atomic import write_atomically
 from tfp_cvae.config import Binarization, TrainConfig
 from tfp_cvae.data import HELD_OUT_SEED, Dataset
@@ -23,6 +23,7 @@ _CONFIG = "config.json"
 _EVALUATION = "evaluation.json"
 _FILES = (_EVALUATION, "model.keras", "history.csv", "images_by_epoch.npz", _CONFIG)
 _BACKUP = "backup"
+_OLD_BACKUP = f"{atomic.TEMPORARY_PREFIX}backup"
 # In the order in which they are deleted: first what makes a run a finished one, last what makes it a run.
 _CONTENTS = (_EVALUATION, _BACKUP, manifest.FILE, "figures", "tensorboard", *_FILES)
 
@@ -74,6 +75,7 @@ class Run:
         class_probabilities = tuple(dataset.class_probabilities().tolist()) if config.conditional else ()
         run = cls(path, config, class_names, class_probabilities, versions(), dataset.fingerprint())
         path.mkdir(parents=True, exist_ok=True)
+        atomic.flush(path.parent)
         run.backup_folder.mkdir(exist_ok=True)
         content = {
             "format_version": FORMAT_VERSION,
@@ -100,8 +102,9 @@ class Run:
             raise ValueError(f"run: expected the folder {str(path)!r} that `tfp-cvae train` made, got {got}")
         try:
             content = archive.parse_json((path / _CONFIG).read_bytes())
-            found_versions = _strings(content.pop("versions"))
-            class_names = _strings(dict(enumerate(content.pop("class_names"))))
+            found_versions, class_names = content.pop("versions"), content.pop("class_names")
+            if not isinstance(class_names, list) or not _are_strings(*class_names, *found_versions.values()):
+                raise TypeError("names and versions that are not strings")
             # Which runs of version 0 do not all have.
             format_version = int(content.pop("format_version", 0))
             class_probabilities = tuple(map(float, content.pop("class_probabilities", ())))
@@ -117,7 +120,7 @@ class Run:
                 f"{format_version}; it was made by tfp-cvae {found_versions.get('tfp-cvae', '?')}: upgrade to that"
             )
         config = TrainConfig.from_dict(content)
-        return cls(path, config, tuple(class_names.values()), class_probabilities, found_versions, dataset_sha256)
+        return cls(path, config, tuple(class_names), class_probabilities, found_versions, dataset_sha256)
 
     @property
     def backup_folder(self) -> pathlib.Path:
@@ -133,7 +136,16 @@ class Run:
         with manifest.changing(self.path, *_FILES):
             pass
         if self.backup_folder.exists():
-            atomic.delete_folder(self.backup_folder)
+            self.backup_folder.rename(self.path / _OLD_BACKUP)
+        self.delete_old_backup()
+
+    def delete_old_backup(self) -> None:
+        """Deletes what is left of the backup of a finished training."""
+        shutil.rmtree(self.path / _OLD_BACKUP, ignore_errors=True)
+
+    def delete_evaluation(self) -> None:
+        """Deletes the evaluation of a model that is going to be trained further."""
+        _delete(self.path / _EVALUATION)
 
     def faults(self) -> dict[str, str]:
         """What is wrong with the run, by the name of the file; empty if nothing is.
@@ -147,12 +159,13 @@ class Run:
         if self.backup_folder.exists():
             epochs = len(self.history())
             found[_BACKUP] = (
-                f"the training has not ended, after {epochs} of {self.config.epochs} epochs; go on with --resume"
+                f"there, as the training runs or was stopped, after {epochs} of {self.config.epochs} epochs: go on "
+                "with --resume"
             )
             return found
-        listed = manifest.read(self.path)
-        unlisted = "not in the manifest: what wrote it was stopped meanwhile, or was an older version; run it again"
-        found |= {name: unlisted for name in _FILES if name not in listed and name not in found}
+        listed, changing = manifest.read(self.path)
+        unlisted = "not in the manifest, as of an older version"
+        found |= {name: unlisted for name in _FILES if name not in listed and name not in [*found, *changing]}
         return found | manifest.faults(self.path)
 
     def history(self) -> list[dict[str, float]]:
@@ -160,8 +173,14 @@ class Run:
         file = self.path / "history.csv"
         if not file.is_file():
             return []
-        with file.open(newline="") as lines:
-            return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(lines)]
+        try:
+            with file.open(newline="") as lines:
+                return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(lines)]
+        except (OSError, TypeError, ValueError, csv.Error) as error:
+            raise ValueError(
+                f"run: expected a table of numbers in {archive.one_line(file)}, got "
+                f"{archive.one_line(error)}; train again"
+            ) from error
 
     def model(self) -> CVAE:
         """Loads the trained model.
@@ -186,8 +205,15 @@ class Run:
 
     def images_by_epoch(self) -> tuple[np.ndarray, np.ndarray]:
         """What `callbacks.ImageGrid` kept: epochs `[e]` int64 and images `[e, rows, height, width, channels]` uint8."""
-        with np.load(self.path / "images_by_epoch.npz") as file:
-            return file["epochs"], file["images"]
+        file = self.path / "images_by_epoch.npz"
+        arrays = archive.load_arrays(file, ("epochs", "images"))
+        epochs, images = arrays.get("epochs"), arrays.get("images")
+        if epochs is None or images is None or epochs.shape != images.shape[:1] or images.dtype != np.uint8:
+            raise ValueError(
+                f"run: expected epochs [e] and images [e, ...] of uint8 in {archive.one_line(file)}, "
+                f"got {sorted(arrays)} of other shapes or kinds; train again"
+            )
+        return epochs, images
 
     def binarization_note(self) -> str:
         """What the held-out images were on which bounds were measured."""
@@ -235,7 +261,14 @@ class Run:
         file = self.path / _EVALUATION
         if not self.has_evaluation():
             raise ValueError(f"run: expected a finished training in {str(self.path)!r}, got no evaluation.json")
-        return json.loads(file.read_text())
+        try:
+            content = archive.parse_json(file.read_bytes())
+            checks.kind("content", content, dict)
+        except (OSError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"run: expected a whole {archive.one_line(file)}, got {archive.one_line(error)}; evaluate again"
+            ) from error
+        return content
 
 
 def holds_run(path: pathlib.Path) -> bool:
@@ -251,7 +284,9 @@ def holds_run(path: pathlib.Path) -> bool:
         return False
     if (path / _CONFIG).is_file():
         return True
-    if [entry.name for entry in path.iterdir() if not entry.name.startswith(".")] == [_BACKUP]:
+    names = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
+    if names == [_BACKUP] and not any((path / _BACKUP).iterdir()):
+        # Of a process that was killed before it could write more.
         return False
     raise ValueError(f"output: expected a new folder, got {str(path)!r}, which holds something else than a run")
 
@@ -265,10 +300,8 @@ def check_free(path: pathlib.Path, overwrite: bool) -> None:
         )
 
 
-def _strings(values: Mapping[Any, Any]) -> dict[Any, str]:
-    if not all(isinstance(value, str) for value in values.values()):
-        raise TypeError("expected strings")
-    return dict(values)
+def _are_strings(*values: Any) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _rounded(error: float | None) -> str:

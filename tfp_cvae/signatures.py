@@ -67,8 +67,11 @@ class _Answers:
     def one_hot(self, label: tf.Tensor | None) -> tf.Tensor | None:
         return None if label is None else tf.one_hot(label, self.cvae.num_classes)
 
+    def image(self, latent: tf.Tensor, label: tf.Tensor | None) -> tf.Tensor:
+        return self.cvae.likelihood(latent, self.one_hot(label)).mean()
+
     def generate(self, seed: tf.Tensor, label: tf.Tensor | None = None) -> Outputs:
-        return self.decode(self.cvae.sample_prior(seed, self.one_hot(label)), label)
+        return {"image": self.image(self.cvae.sample_prior(seed, self.one_hot(label)), label)}
 
     def generate_png(self, seed: tf.Tensor, label: tf.Tensor | None = None) -> Outputs:
         pixels = tf.cast(tf.round(255 * self.generate(seed, label)["image"]), tf.uint8)
@@ -76,14 +79,18 @@ class _Answers:
         return {"image_bytes": tf.map_fn(tf.io.encode_png, pixels, fn_output_signature=tf.TensorSpec([], tf.string))}
 
     def decode(self, latent: tf.Tensor, label: tf.Tensor | None = None) -> Outputs:
-        return {"image": self.cvae.likelihood(latent, self.one_hot(label)).mean()}
+        image = self.image(latent, label)
+        # Finite latents can be too large for float32 in the network.
+        good = tf.reduce_all(tf.math.is_finite(image), axis=[1, 2, 3])
+        with tf.control_dependencies([_require(good, "latent: expected values with a finite image, got {}", latent)]):
+            return {"image": tf.identity(image)}
 
     def encode(self, image: tf.Tensor, label: tf.Tensor | None = None) -> Outputs:
         posterior = self.cvae.posterior(image, self.one_hot(label))
         return {"mean": posterior.mean(), "stddev": posterior.stddev()}
 
     def reconstruct(self, image: tf.Tensor, label: tf.Tensor | None = None) -> Outputs:
-        return self.decode(self.encode(image, label)["mean"], label)
+        return {"image": self.image(self.encode(image, label)["mean"], label)}
 
     # The next two take an image at a time: its K samples are batch enough, and the memory stays that of one image.
     # Their seeds are those of `importance_estimate`, whose range keeps apart the streams of samples.
@@ -135,7 +142,7 @@ def _signature(answer: Callable[..., Outputs], specs: list[tf.TensorSpec], num_c
 def _check_shape(spec: tf.TensorSpec, tensor: tf.Tensor) -> tf.Operation:
     # The server does not compare what it is sent with the signature, and TensorFlow drops a check that the static shape
     # seems to answer: hide that one.
-    shape = tf.shape(tf.raw_ops.PlaceholderWithDefault(input=tensor, shape=tf.TensorShape(None)))
+    shape = tf.shape(tf.raw_ops.PlaceholderWithDefault(input=tensor, shape=tf.TensorShape(None)), out_type=tf.int64)
     own = ", ".join(map(str, spec.shape[1:]))
     fits = (tf.size(shape) > 0) & (tf.strings.reduce_join(tf.strings.as_string(shape[1:]), separator=", ") == own)
     return _assert(fits, f"{spec.name}: expected shape [{', '.join(filter(None, ['n', own]))}], got {{}}", shape)

@@ -1,18 +1,36 @@
 """Where images come from: the embedded set, TensorFlow Datasets, an `.npz` file, or a folder of pictures."""
 
 import concurrent.futures
+import math
 import os
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
 
+from tfp_cvae.archive import check_decoded_size, file_size, load_arrays, one_line
 from tfp_cvae.data import Dataset, make_dataset
 
 EMBEDDED = "mnist5k"
 
 _SUGGESTED = ("mnist", "fashion_mnist", "kmnist", "emnist/balanced")
 _CONNECTION_TIMEOUT = 10.0
+
+_SPLITS = {"train": ("images", "labels")} | {
+    split: (f"{split}_images", f"{split}_labels") for split in ("validation", "test")
+}
+
+# A name, a configuration, a version. Other words have a meaning for TFDS as well: some run code from elsewhere.
+_TFDS_NAME = re.compile(r"[a-z]\w*(/\w[\w.+-]*)?(:[\d.*]+)?", re.ASCII)
+_LONGEST_NAME = 200
+
+# Those of the formats that Pillow knows in which pictures are kept; for others it runs a program, or trusts the file.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
+# Of a progressive JPEG, which has about ten; each costs the time of a whole picture, however short it is.
+_MAX_SCANS = 50
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
 
 
 def load_dataset(name_or_path: str | os.PathLike[str]) -> Dataset:
@@ -36,17 +54,37 @@ def load_dataset(name_or_path: str | os.PathLike[str]) -> Dataset:
         ValueError: If there is no such data set, or its images or labels are not what a model can be trained on.
         ConnectionError: If a data set would have to be downloaded and there is no connection.
     """
-    name = os.fspath(name_or_path)
+    try:
+        return _load(name_or_path)
+    except (OSError, TypeError, ValueError) as error:
+        message = one_line(error, 900)
+        if message == str(error):
+            raise
+        # Names of files and texts of libraries can hold anything.
+        kind = next(kind for kind in (ConnectionError, OSError, TypeError, ValueError) if isinstance(error, kind))
+        raise kind(message) from error
+
+
+def _load(name_or_path: str | os.PathLike[str]) -> Dataset:
+    name = os.fspath(name_or_path) if isinstance(name_or_path, (str, os.PathLike)) else None
+    if not isinstance(name, str):
+        kind = type(name_or_path).__name__
+        raise TypeError(f"dataset: expected a name or a path, got {one_line(repr(name_or_path))} of type {kind}")
     path = pathlib.Path(name)
     if name == EMBEDDED:
         return _load_embedded()
     if path.suffix == ".npz":
         return _load_npz(path)
-    if path.is_dir():
+    # What the system cannot look up, as it is too long or forbidden, is no folder.
+    if name and os.path.isdir(path):
         return _load_folder(path)
-    if name.startswith((".", "~")) or name.endswith("/") or path.is_absolute() or path.is_file():
-        raise ValueError(f"dataset: expected a folder with a subfolder for each class or an .npz file, got {name!r}")
-    return _load_tfds(name)
+    if _TFDS_NAME.fullmatch(name) and len(name) <= _LONGEST_NAME and not os.path.isfile(path):
+        return _load_tfds(name)
+    if name.startswith((".", "~")) or name.endswith("/") or path.is_absolute() or os.path.isfile(path):
+        expected = "a folder with a subfolder for each class or an .npz file"
+    else:
+        expected = f"{EMBEDDED}, a TFDS name, an .npz file or a folder of classes"
+    raise ValueError(f"dataset: expected {expected}, got {one_line(repr(name))}; see tfp-cvae datasets")
 
 
 def list_datasets() -> list[tuple[str, str]]:
@@ -74,27 +112,20 @@ def _load_embedded() -> Dataset:
 
 
 def _load_npz(path: pathlib.Path) -> Dataset:
-    name = str(path)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except FileNotFoundError:
-        raise ValueError(f"dataset: expected an existing .npz file, got {name!r}") from None
-    except Exception as error:
-        raise ValueError(f"{name}: expected an .npz file of plain arrays, got an unreadable one: {error}") from error
+    name = one_line(path)
+    arrays = load_arrays(path, [*(key for keys in _SPLITS.values() for key in keys), "class_names"])
     pairs = {}
-    for split, prefix in (("train", ""), ("validation", "validation_"), ("test", "test_")):
-        keys = f"{prefix}images", f"{prefix}labels"
+    for split, keys in _SPLITS.items():
         present = [key for key in keys if key in arrays]
         if len(present) == 2:
             pairs[split] = arrays[keys[0]], arrays[keys[1]]
         elif present or split == "train":
             raise ValueError(f"{name}: expected the arrays {keys[0]!r} and {keys[1]!r}, got {sorted(arrays)}")
     if "class_names" in arrays:
-        class_names = [str(class_name) for class_name in np.ravel(arrays["class_names"])]
+        class_names = _class_names(name, arrays["class_names"])
     else:
-        labels = np.asarray(pairs["train"][1])
-        countable = np.issubdtype(labels.dtype, np.integer) and labels.size
+        labels = pairs["train"][1]
+        countable = np.issubdtype(labels.dtype, np.integer) and labels.ndim == 1 and labels.size
         if countable and not 0 <= labels.min() <= labels.max() < len(labels):
             raise ValueError(
                 f"{name}: labels: expected 0 to the number of classes - 1, with an image of each, "
@@ -104,38 +135,100 @@ def _load_npz(path: pathlib.Path) -> Dataset:
     return make_dataset(name, class_names, **pairs)
 
 
-def _load_folder(path: pathlib.Path) -> Dataset:
-    import PIL.Image
+def _class_names(name: str, given: np.ndarray) -> list[str]:
+    if given.ndim != 1 or not given.size or given.dtype.kind not in "iuSU":
+        raise ValueError(
+            f"{name}: class_names: expected a list of text or integers, one for each class, "
+            f"got shape {list(given.shape)} of dtype {one_line(given.dtype, 50)}"
+        )
+    try:
+        class_names = [item.decode() if isinstance(item, bytes) else str(item) for item in given.tolist()]
+    except ValueError as error:
+        raise ValueError(f"{name}: class_names: expected text, got {one_line(error)}; write it as str") from error
+    for class_name in class_names:
+        _check_class_name(name, class_name)
+    return class_names
 
-    folders = sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+
+def _check_class_name(source: str, class_name: str) -> None:
+    if not class_name.isprintable() or not 1 <= len(class_name) <= _LONGEST_NAME:
+        raise ValueError(
+            f"{source}: class_names: expected 1 to {_LONGEST_NAME} printable characters, "
+            f"got {one_line(repr(class_name), 100)}; rename the class"
+        )
+
+
+def _load_folder(path: pathlib.Path) -> Dataset:
+    try:
+        folders = sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+        members = {
+            folder: sorted(child for child in folder.iterdir() if not child.name.startswith(".")) for folder in folders
+        }
+    except OSError as error:
+        raise ValueError(
+            f"{one_line(path)}: expected a folder of classes that can be read, got {one_line(error)}; "
+            "change its permissions"
+        ) from error
     if not folders:
-        raise ValueError(f"{path}: expected a subfolder of pictures for each class, got no subfolder")
-    pictures, labels, files = [], [], []
-    for label, folder in enumerate(folders):
-        members = sorted(child for child in folder.iterdir() if not child.name.startswith("."))
-        if not members:
-            raise ValueError(f"{folder}: expected at least one picture of the class, got an empty folder")
-        for file in members:
-            try:
-                with PIL.Image.open(file) as picture:
-                    if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"):
-                        raise ValueError(f"{file}: expected 8 bits a channel, got the mode {picture.mode}; convert it")
-                    grey = picture.mode in ("1", "L", "LA")
-                    pictures.append(np.asarray(picture.convert("L" if grey else "RGB")))
-            except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-                raise ValueError(
-                    f"{file}: expected a picture, got an unreadable file: {error}; mend or remove it"
-                ) from error
-            labels.append(label)
-            files.append(file)
-            if pictures[-1].shape[:2] != pictures[0].shape[:2]:
-                sizes = ["{1}x{0}".format(*picture.shape) for picture in (pictures[0], pictures[-1])]
-                raise ValueError(
-                    f"{file}: expected pictures of one size, {sizes[0]} as {files[0]}, got {sizes[1]}; resize them"
-                )
+        raise ValueError(f"{one_line(path)}: expected a subfolder of pictures for each class, got no subfolder")
+    for folder in folders:
+        _check_class_name(one_line(path), folder.name)
+        if not members[folder]:
+            raise ValueError(f"{one_line(folder)}: expected at least one picture of the class, got an empty folder")
+    files = [file for folder in folders for file in members[folder]]
+    labels = np.repeat(np.arange(len(folders)), [len(members[folder]) for folder in folders])
+    pictures = _read_pictures(files)
     if any(picture.ndim == 3 for picture in pictures):
         pictures = [picture if picture.ndim == 3 else np.stack([picture] * 3, axis=-1) for picture in pictures]
-    return make_dataset(str(path), [folder.name for folder in folders], (np.stack(pictures), np.array(labels)))
+    return make_dataset(one_line(path), [folder.name for folder in folders], (np.stack(pictures), labels))
+
+
+def _read_pictures(files: list[pathlib.Path]) -> list[np.ndarray]:
+    """Pictures of one size, `[height, width]` or `[height, width, 3]` uint8, each decoded once its size is known."""
+    import PIL.Image
+
+    pictures: list[np.ndarray] = []
+    decoded, on_disk, first_size = 0, 0, None
+    for file in files:
+        name = one_line(file)
+        on_disk += file_size(file, "picture")
+        try:
+            with PIL.Image.open(file, formats=_FORMATS) as picture:
+                mode, size = picture.mode, picture.size
+                grey = mode in ("1", "L", "LA")
+                decoded += size[0] * size[1] * (1 if grey else 3)
+                fits = mode in _MODES and size == (first_size or size)
+                if fits:
+                    check_decoded_size(decoded, on_disk)
+                    _check_work(file, picture)
+                    pictures.append(np.asarray(picture.convert("L" if grey else "RGB")))
+        # Pillow lets through whatever a decoder stumbles over.
+        except Exception as error:
+            reason = one_line(error) or type(error).__name__
+            raise ValueError(
+                f"{name}: expected a picture, got an unreadable file: {reason}; mend or remove it"
+            ) from error
+        if mode not in _MODES:
+            raise ValueError(f"{name}: expected 8 bits a channel, got the mode {mode}; convert it")
+        first_size = first_size or size
+        if not fits:
+            raise ValueError(
+                f"{name}: expected pictures of one size, {first_size[0]}x{first_size[1]} as {one_line(files[0])}, "
+                f"got {size[0]}x{size[1]}; resize them"
+            )
+    return pictures
+
+
+def _check_work(file: pathlib.Path, picture: Any) -> None:
+    """Refuses a picture that takes much more time or memory to decode than its size says."""
+    if picture.format == "JPEG" and picture.info.get("progressive"):
+        scans = file.read_bytes().count(b"\xff\xda")
+        if scans > _MAX_SCANS:
+            raise ValueError(f"{scans} scans, more than {_MAX_SCANS}; save it again")
+    if picture.format == "TIFF":
+        tile = picture.tag_v2.get(_TILE_WIDTH, 0) * picture.tag_v2.get(_TILE_LENGTH, 0)
+        if tile > max(2**20, 4 * math.prod(picture.size)):
+            raise ValueError(f"tiles of {tile:,} pixels, more than the picture has; save it again")
 
 
 def _load_tfds(name: str) -> Dataset:
@@ -145,7 +238,7 @@ def _load_tfds(name: str) -> Dataset:
         builder = tfds.builder(name)
     except Exception as error:
         # TFDS lists hundreds of names; its first sentence is what helps.
-        reason = str(error).partition("\n")[0].strip()
+        reason = one_line(str(error).strip().partition("\n")[0])
         raise ValueError(
             f"dataset: expected {EMBEDDED}, a TFDS name, an .npz file or a folder of classes, got {name!r}: {reason}"
         ) from None
@@ -155,21 +248,39 @@ def _load_tfds(name: str) -> Dataset:
             f"{name}: expected an image-classification set with 'image' and 'label', got {sorted(features)}"
         )
     shape, label = features["image"].shape, features["label"]
+    if not isinstance(shape, tuple) or not isinstance(label, tfds.features.ClassLabel):
+        raise ValueError(f"{name}: expected one image and the label of one class, got other kinds; make an .npz file")
     if None in shape:
         raise ValueError(f"{name}: expected images of one size, got the shape {shape}; resize them into an .npz file")
+    # Before the download, if TFDS knows the size by then, and after it.
+    _check_tfds_size(builder, shape)
     if not builder.is_prepared():
         _prepare_tfds(builder)
-    pairs = {
-        split: _read_split(builder, split) for split in ("train", "validation", "test") if split in builder.info.splits
-    }
+        _check_tfds_size(builder, shape)
+    pairs = {split: _read_split(builder, split) for split in _SPLITS if split in builder.info.splits}
     if "train" not in pairs:
         raise ValueError(f"{name}: expected a split 'train', got {sorted(builder.info.splits)}")
     return make_dataset(name, label.names, **pairs)
 
 
+def _check_tfds_size(builder: Any, shape: tuple[int, ...]) -> None:
+    count = sum(builder.info.splits[split].num_examples for split in _SPLITS if split in builder.info.splits)
+    decoded = count * math.prod(shape)
+    try:
+        check_decoded_size(decoded, decoded)
+    except ValueError as error:
+        raise ValueError(f"{builder.info.full_name}: expected images that fit into memory, got {error}") from None
+
+
 def _read_split(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
-    batch = builder.as_dataset(split=split, batch_size=-1)
-    return batch["image"].numpy(), batch["label"].numpy()
+    try:
+        batch = builder.as_dataset(split=split, batch_size=-1)
+        return batch["image"].numpy(), batch["label"].numpy()
+    except Exception as error:
+        raise ValueError(
+            f"{builder.info.full_name}: expected a whole data set in {builder.data_path}, got {one_line(error)}; "
+            "delete that folder and prepare it again"
+        ) from error
 
 
 def _prepare_tfds(builder: Any) -> None:
@@ -196,5 +307,5 @@ def _prepare_tfds(builder: Any) -> None:
     try:
         builder.download_and_prepare()
     except Exception as error:
-        reason = str(error).partition("\n")[0]
+        reason = one_line(str(error).strip().partition("\n")[0])
         raise ConnectionError(f"{builder.info.full_name}: expected a download, got {reason}; {advice}") from error

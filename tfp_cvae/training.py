@@ -15,8 +15,8 @@ from tfp_cvae import atomic, figures
 from tfp_cvae.backup import Backup
 from tfp_cvae.bounds import evaluate_bound
 from tfp_cvae.build import build_cvae
-from tfp_cvae.callbacks import HistoryCSV, ImageGrid, KLWarmUp, StopAtNonFiniteLoss, SwapEMAWeights
-from tfp_cvae.config import TrainConfig
+from tfp_cvae.callbacks import HistoryCSV, ImageGrid, KLWarmUp, NonFiniteLossError, StopAtNonFiniteLoss, SwapEMAWeights
+from tfp_cvae.config import TrainConfig, default_output
 from tfp_cvae.data import Dataset, Split
 from tfp_cvae.lock import locked
 from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate
@@ -63,28 +63,42 @@ def train(
     if overwrite and resume:
         raise ValueError("overwrite, resume: expected one of them, got both")
     path = pathlib.Path(output or default_output(config))
-    begun = resume and holds_run(path)
-    if not begun:
+    # A first look, before the images are loaded.
+    run = _begun(path, config, overwrite=overwrite, resume=resume)
+    if run is None or not run.is_finished():
+        dataset = load_dataset(config.dataset)
+        _check_can_train(config, dataset)
+        if config.binarization == "none" and verbose:
+            print("The bounds below are on grey images: not comparable with bounds on binary images.")
+        path.mkdir(parents=True, exist_ok=True)
+        with locked(path):
+            # Again, as another process may have been here meanwhile.
+            run = _begun(path, config, overwrite=overwrite, resume=resume)
+            if run is None:
+                run = Run.create(path, config, dataset, overwrite=overwrite)
+            if not run.is_finished():
+                _check_can_resume(run, dataset)
+                return _train(run, dataset, verbose)
+    run.delete_old_backup()
+    if verbose:
+        print(f"{path}: the training is finished")
+    return run
+
+
+def _begun(path: pathlib.Path, config: TrainConfig, *, overwrite: bool, resume: bool) -> Run | None:
+    """The run to go on with; None if a new one may be made."""
+    if not resume or not holds_run(path):
         check_free(path, overwrite)
-    else:
-        run = Run.load(path)
-        _check_same_settings(run.config, config)
-        if run.is_finished():
-            if verbose:
-                print(f"{path}: the training is finished")
-            return run
-    dataset = load_dataset(config.dataset)
-    _check_can_train(config, dataset)
-    if config.binarization == "none" and verbose:
-        print("The bounds below are on grey images: not comparable with bounds on binary images.")
-    path.mkdir(parents=True, exist_ok=True)
-    with locked(path):
-        if begun:
-            _check_can_resume(run, dataset)
-        else:
-            run = Run.create(path, config, dataset, overwrite=overwrite)
-        atomic.delete_temporary(path)
-        return _train(run, dataset, verbose)
+        return None
+    run = Run.load(path)
+    for name, value in config.to_dict().items():
+        begun = getattr(run.config, name)
+        if begun != value:
+            raise ValueError(
+                f"{name}: expected {begun}, with which the training to resume was begun, got {value}; leave the "
+                "settings to the run folder (--resume --output), or train into another one"
+            )
+    return run
 
 
 def _check_can_train(config: TrainConfig, dataset: Dataset) -> None:
@@ -97,15 +111,6 @@ def _check_can_train(config: TrainConfig, dataset: Dataset) -> None:
         raise ValueError(
             "tensorboard: expected the package tensorboard, which is not installed; pip install tensorboard"
         )
-
-
-def _check_same_settings(begun: TrainConfig, asked: TrainConfig) -> None:
-    for name, value in asked.to_dict().items():
-        if getattr(begun, name) != value:
-            raise ValueError(
-                f"{name}: expected {getattr(begun, name)}, with which the training to resume was begun, got {value}; "
-                "leave the settings to the run folder, or train into another one"
-            )
 
 
 def _check_can_resume(run: Run, dataset: Dataset) -> None:
@@ -135,35 +140,18 @@ def _train(run: Run, dataset: Dataset, verbose: int) -> Run:
             f"{dataset!r}\nsteps in an epoch: {steps}, the first after a while of compiling; run folder: {run.path}",
             flush=True,
         )
-    try:
-        _fit(cvae, config, dataset, run, verbose)
-    except KeyboardInterrupt:
-        _keep(cvae, run)
-        if verbose:
-            epochs = len(run.history())
-            what = f"after {epochs} epochs; the best" if epochs else "in the first epoch; the"
-            print(
-                f"\ninterrupted {what} model so far is {run.path / 'model.keras'}; figures: tfp-cvae plot {run.path}; "
-                "go on with the same command and --resume"
-            )
-        raise
-    except ValueError as error:
-        _keep(cvae, run)
-        raise ValueError(f"{error}. The best model so far is {run.path / 'model.keras'}") from error
+    for folder in (run.path, run.path / "figures"):
+        atomic.delete_temporary(folder)
+    trained = _fit(cvae, config, dataset, run, verbose)
     best = run.model()
-    bound = evaluate_bound(best, held_out_batches(dataset.test, config))
-    protocol = held_out_protocol(dataset, config.binarization, bound.num_images, bound.num_samples)
-    run.write_evaluation({**bound.to_dict(), "protocol": protocol})
+    if trained or not run.has_evaluation():
+        # Else it is that of the same model, and perhaps of many more samples.
+        bound = evaluate_bound(best, held_out_batches(dataset.test, config))
+        protocol = held_out_protocol(dataset, config.binarization, bound.num_images, bound.num_samples)
+        run.write_evaluation({**bound.to_dict(), "protocol": protocol})
     figures.draw(run, best, dataset)
     run.finish()
     return run
-
-
-def default_output(config: TrainConfig) -> pathlib.Path:
-    """Folder of a run that was not given one: `runs/` and the name of the data set."""
-    path = pathlib.Path(config.dataset)
-    name = path.resolve().stem if path.exists() else config.dataset.replace("/", "-")
-    return pathlib.Path("runs") / (name or "run")
 
 
 def build_model(config: TrainConfig, dataset: Dataset) -> CVAE:
@@ -216,7 +204,8 @@ def held_out_batches(split: Split, config: TrainConfig) -> tf.data.Dataset:
     return split.batches(batch_size, binarization=config.binarization, conditional=config.conditional)
 
 
-def _fit(cvae: CVAE, config: TrainConfig, dataset: Dataset, run: Run, verbose: int) -> None:
+def _fit(cvae: CVAE, config: TrainConfig, dataset: Dataset, run: Run, verbose: int) -> bool:
+    """Whether there was anything left to train."""
     batches = dataset.train.batches(
         config.batch_size,
         binarization=config.binarization,
@@ -238,11 +227,12 @@ def _fit(cvae: CVAE, config: TrainConfig, dataset: Dataset, run: Run, verbose: i
         *([keras.callbacks.EarlyStopping(patience=config.early_stopping, **best)] if config.early_stopping else []),
         *([keras.callbacks.TensorBoard(run.path / "tensorboard")] if config.tensorboard else []),
     ]
-    backup = Backup(run.backup_folder, batches, listeners)
+    backup = Backup(run.backup_folder, batches)
     if backup.finished:
-        return
-    if backup.initial_epoch and verbose:
-        print(f"resumed after {backup.initial_epoch} epochs", flush=True)
+        return False
+    run.delete_evaluation()
+    if backup.epoch and verbose:
+        print(f"resumed after {backup.epoch} epochs", flush=True)
     interruption = _Interruption()
     previous = interruption.listen()
     try:
@@ -254,9 +244,23 @@ def _fit(cvae: CVAE, config: TrainConfig, dataset: Dataset, run: Run, verbose: i
             callbacks=[*listeners, backup, interruption],
             verbose=verbose,
         )
+    except (KeyboardInterrupt, NonFiniteLossError) as error:
+        which = "best" if run.has_model() else "only"
+        if not run.has_model():
+            cvae.save(run.path / "model.keras")
+        kept = f"the {which} model so far is {run.path / 'model.keras'}"
+        if isinstance(error, NonFiniteLossError):
+            raise NonFiniteLossError(f"{error}. After {len(run.history())} whole epochs, {kept}") from error
+        if verbose:
+            print(
+                f"\ninterrupted after {len(run.history())} whole epochs; {kept}; figures: tfp-cvae plot {run.path}; "
+                f"the same command with --resume goes on from the backup after {backup.epoch} epochs"
+            )
+        raise
     finally:
         if previous is not None:
             signal.signal(signal.SIGINT, previous)
+    return True
 
 
 class _Interruption(keras.callbacks.Callback):
@@ -289,9 +293,3 @@ class _Interruption(keras.callbacks.Callback):
 
     # An epoch that has ended is kept first, by the callbacks before this one.
     on_train_batch_end = on_test_batch_end = on_epoch_begin = on_train_end = _raise_if_asked
-
-
-def _keep(cvae: CVAE, run: Run) -> None:
-    """Sees to it that a run that has been stopped holds a model."""
-    if not run.has_model():
-        cvae.save(run.path / "model.keras")

@@ -42,7 +42,7 @@ def test_memory_and_open_files_stay_flat(tmp_path, request, record_property):
             keras.callbacks.ModelCheckpoint(str(tmp_path / "best.keras"), "val_elbo", mode="max", save_best_only=True),
             ImageGrid(tmp_path / "grid.npz"),
         ]
-        backup = Backup(tmp_path / "backup", batches, callbacks, every_seconds=0)
+        backup = Backup(tmp_path / "backup", batches, every_seconds=0)
         cvae.fit(batches, validation_data=validation, epochs=3, callbacks=[*callbacks, backup], verbose=0)
         backup.delete()
         evaluate_bound(cvae, validation)
@@ -62,7 +62,5 @@ def test_memory_and_open_files_stay_flat(tmp_path, request, record_property):
     record_property("soak", line)
     print(line)
     assert files[warm].max() <= files[warm].min() + 2
-    # Less than that shows nothing: TensorFlow's caches still fill.
-    if minutes >= 10:
-        assert parts[-1] <= 1.05 * parts[0]
-    assert np.isfinite(memory).all()
+    # In a short run TensorFlow's caches still fill.
+    assert parts[-1] <= (1.05 if minutes >= 10 else 1.25) * parts[0]
