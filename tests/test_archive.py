@@ -18,7 +18,7 @@ import pytest
 import tf_keras as keras
 from conftest import perturb
 
-from tfp_cvae import archive
+from tfp_cvae import archive, model_files
 from tfp_cvae.build import build_cvae
 from tfp_cvae.losses import ELBO, NegativeELBO
 from tfp_cvae.model import CVAE
@@ -40,7 +40,7 @@ def limited(seconds=10, size=2**29):
 
 def refused(path, message):
     with limited(), pytest.raises(ValueError, match=message) as caught:
-        archive.load_keras(path)
+        model_files.load_keras(path)
     text = str(caught.value)
     assert text.startswith(f"{path}: expected a whole model of this package")
     assert len(text) < 1000
@@ -89,7 +89,7 @@ def test_what_the_package_saves_is_loaded(tmp_path, network, prior):
     model.compile(keras.optimizers.Adam(schedule), NegativeELBO(free_bits=0.1), [ELBO(), "mse"])
     perturb(model)
     model.save(tmp_path / "model.keras")
-    loaded = archive.load_keras(tmp_path / "model.keras")
+    loaded = model_files.load_keras(tmp_path / "model.keras")
     assert isinstance(loaded, CVAE)
     assert len(loaded.weights) == len(model.weights)
     for given, found in zip(model.weights, loaded.weights, strict=True):
@@ -116,7 +116,7 @@ def test_networks_of_users_are_loaded(tmp_path):
     encoder = keras.Model([image, one_hot], type(donor.encoder.layers[-1])(2)(tensor), name="encoder")
     model = CVAE(encoder, donor.decoder)
     model.save(tmp_path / "model.keras")
-    loaded = archive.load_keras(tmp_path / "model.keras")
+    loaded = model_files.load_keras(tmp_path / "model.keras")
     for given, found in zip(model.weights, loaded.weights, strict=True):
         np.testing.assert_array_equal(given, found)
     # Registered, or not.
@@ -193,7 +193,7 @@ def test_what_compile_was_given_is_not_read(tmp_path, saved):
     def change(config):
         config["compile_config"] = {"optimizer": EVIL[0], "loss": EVIL[3]}
 
-    archive.load_keras(with_config(tmp_path / "evil.keras", saved, change))
+    model_files.load_keras(with_config(tmp_path / "evil.keras", saved, change))
     refused(
         with_config(
             tmp_path / "evil.keras", saved, lambda c: c["config"]["encoder"].update(compile_config={"loss": "mse"})
@@ -327,11 +327,11 @@ def test_zip_bombs_and_lies(tmp_path, saved):
     for content in (b"", b"PK\x05\x06" + bytes(18)):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"an empty file|one without config.json"):
-            archive.load_keras(path)
+            model_files.load_keras(path)
     for absent in (tmp_path / "absent.keras", tmp_path, tmp_path / "other.name"):
         (tmp_path / "other.name").write_bytes(data)
         with pytest.raises(ValueError, match=r"an existing .keras file|got a folder|ends in .keras"):
-            archive.load_keras(absent)
+            model_files.load_keras(absent)
 
 
 def external_link(file):

@@ -145,9 +145,10 @@ def test_interrupted_fits_end_as_one_that_was_not(dataset, folders, network, pri
     ]:
         with pytest.raises(InterruptionError):
             Notebook(dataset, folder, network, prior, **compiled).fit(interrupt=interrupt)
+    assert Backup(folder / "backup").initial_epoch == 4
     other = Notebook(dataset, folder, network, prior, **compiled)
     found = other.result(other.fit())
-    assert other.backup.initial_epoch == 4
+    assert other.backup.finished
     assert crash.differences(expected, found) == []
 
 

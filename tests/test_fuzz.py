@@ -32,7 +32,7 @@ from conftest import stripes
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tfp_cvae import archive, cli
+from tfp_cvae import cli, model_files
 from tfp_cvae.build import build_cvae
 from tfp_cvae.config import TrainConfig
 from tfp_cvae.data import make_dataset
@@ -671,7 +671,7 @@ def test_junk_files(fuzz, watch):
         path = watch.folder / "junk" / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)
-        found = watch("junk files", archive.load_keras if model else load_dataset, path)
+        found = watch("junk files", model_files.load_keras if model else load_dataset, path)
         assert found is None
 
     fuzz("junk files", st.tuples(names, data, st.booleans()), check)
@@ -818,12 +818,12 @@ def test_models(fuzz, watch):
 
     def check(data):
         drawn_path.write_bytes(data)
-        watch("models", archive.load_keras, drawn_path)
+        watch("models", model_files.load_keras, drawn_path)
         if watch.tried["models"] % 20 == 0:
             keras.backend.clear_session()
 
     drawn_path.write_bytes(path.read_bytes())
-    assert watch("models", archive.load_keras, drawn_path) is not None
+    assert watch("models", model_files.load_keras, drawn_path) is not None
     fuzz("models", drawn, check)
 
 

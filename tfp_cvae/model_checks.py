@@ -58,6 +58,12 @@ class CheckedModel(keras.Model):
         ]
         self.compiled_with = json.dumps([parts, bool(kwargs.get("jit_compile"))], default=_plain)
 
+    def compile_from_config(self, config: Any) -> None:
+        """Compiles as `keras.Model.compile_from_config`, which leaves out a model that overrides `compile`."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if hasattr(self.optimizer, "build"):
+            self.optimizer.build(self.trainable_variables)
+
     def fit(
         self,
         x: Any = None,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tfp_cvae import archive, atomic, checks, manifest, results
+from tfp_cvae import archive, atomic, checks, manifest, model_files, results
 from tfp_cvae.atomic import write_atomically
 from tfp_cvae.config import Binarization, TrainConfig
 from tfp_cvae.data import HELD_OUT_SEED, Dataset
@@ -193,7 +193,7 @@ class Run:
             raise ValueError(
                 f"run: expected a finished training in {str(self.path)!r}, got no model.keras; train it first"
             )
-        return archive.load_keras(file)
+        return model_files.load_keras(file)
 
     def has_model(self) -> bool:
         """Whether a trained model has been saved."""
