@@ -45,7 +45,7 @@ napoleon_numpy_docstring = False
 napoleon_attr_annotations = False
 napoleon_custom_sections = [("Call args", "params_style")]
 nitpick_ignore_regex = [
-    ("py:.*", r"(collections|matplotlib|numpy|os|pathlib|tensorflow|tensorflow_probability|tf_keras|types)\..*")
+    ("py:.*", r"(collections|matplotlib|numpy|os|pathlib|tensorflow|tensorflow_probability|tf_keras|types|zipfile)\..*")
 ]
 
 # Nothing is loaded from another host.

@@ -74,17 +74,19 @@ class Shim:
 
 def run(settings, folder, target=None, seed=0):
     """Trains or resumes and exports; writes the number of moments to `folder/moments`."""
-    shim = Shim(target, seed)
-    shim.install()
-    # A backup after each epoch, however short; or but one, so that the other files are epochs ahead of it.
-    backup.Backup.__init__.__kwdefaults__["every_seconds"] = 0 if seed < 0.7 else 1000
     try:
+        # From here on Ctrl-C has an exit status of its own.
+        (folder / "started").touch()
+        shim = Shim(target, seed)
+        shim.install()
+        # A backup after each epoch, however short; or but one, so that the other files are epochs ahead of it.
+        backup.Backup.__init__.__kwdefaults__["every_seconds"] = 0 if seed < 0.7 else 1000
         found = training.train(TrainConfig.from_dict(settings), folder / "run", resume=True, verbose=0)
+        if not list(folder.glob("served/[0-9]*")):
+            export_run(found, folder / "served", num_importance_samples=2)
+        (folder / "moments").write_text(str(shim.count))
     except KeyboardInterrupt:
         sys.exit(130)
-    if not list(folder.glob("served/[0-9]*")):
-        export_run(found, folder / "served", num_importance_samples=2)
-    (folder / "moments").write_text(str(shim.count))
 
 
 def check_whole(folder):

@@ -301,7 +301,8 @@ def test_folder_is_deleted_while_training(tmp_path, npz):
     assert process.returncode == 2
     (line,) = stderr.splitlines()
     assert line.startswith(f"error: {tmp_path / 'run'}/")
-    assert f"expected a file in an existing folder, got no folder '{tmp_path / 'run'}'" in line
+    # Of the history or the model, or of the backup.
+    assert "expected a file in an existing folder, got no" in line or "got: No such file or directory" in line
     run = Run.load(tmp_path / "elsewhere")
     assert run.model().generate([0], seed=0).shape == (1, 8, 8, 1)
     assert len(run.history()) >= 1

@@ -103,6 +103,7 @@ class Backup(keras.callbacks.Callback):
             )
         # Of data whose first epoch is another one than that of `fit`.
         self._first = 0
+        self._begun = False
         self._others: list[keras.callbacks.Callback] | None = None
         self._restored: list[dict[str, Any]] | None = None
         self._written = self._took = 0.0
@@ -141,7 +142,7 @@ class Backup(keras.callbacks.Callback):
         self._written = time.monotonic()
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        if self._read_epoch() is None:
+        if not self._begun:
             self._first -= epoch
             self._write(epoch, finished=False)
         elif self._restored is not None:
@@ -172,6 +173,7 @@ class Backup(keras.callbacks.Callback):
         self._set_epoch(None)
 
     def _set_epoch(self, state: Mapping[str, Any] | None) -> None:
+        self._begun = state is not None
         self.epoch: int = state["epoch"] if state else 0
         self.finished: bool = bool(state and state["finished"])
         self.initial_epoch: int = sys.maxsize if self.finished else self.epoch
@@ -247,21 +249,17 @@ class Backup(keras.callbacks.Callback):
             (folder / _STATE).write_text(text)
             np.savez(folder / _ARRAYS, **arrays)
 
-        earlier = atomic.numbered(self.folder)
         atomic.write_folder(self.folder / str(epoch), write)
-        for number in earlier:
-            atomic.delete_folder(self.folder / str(number))
+        for number in atomic.numbered(self.folder):
+            if number != epoch:
+                atomic.delete_folder(self.folder / str(number))
         self._set_epoch(state)
         self._written = time.monotonic()
         self._took = self._written - begin
 
-    def _read_epoch(self) -> int | None:
-        """Number of epochs of the newest backup."""
-        return max(atomic.numbered(self.folder), default=None)
-
     def _read(self) -> dict[str, Any] | None:
         """State of the newest backup."""
-        newest = self._read_epoch()
+        newest = max(atomic.numbered(self.folder), default=None)
         if newest is None:
             return None
         path = self.folder / str(newest)

@@ -61,7 +61,7 @@ class NegativeELBO(keras.losses.Loss):
         return objectives.distortion(image, y_pred) + tf.cast(self.kl_weight, rate.dtype) * rate
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "kl_weight": float(self.kl_weight), "free_bits": self.free_bits}
+        return {**super().get_config(), "kl_weight": float(self.kl_weight.numpy()), "free_bits": self.free_bits}
 
 
 @keras.saving.register_keras_serializable("tfp_cvae")
