@@ -42,7 +42,7 @@ def number(name: str, value: Any, minimum: float, below: float = math.inf, *, ab
 
 def seed(name: str, value: Any) -> int:
     """Returns `value` if it is an integer in [0, 2**31), else raises TypeError or ValueError."""
-    if isinstance(value, numbers.Integral) and value >= 2**31:
+    if isinstance(value, numbers.Integral) and int(value) >= 2**31:
         number(name, value, 0, below=2**31)
     return integer(name, value, 0)
 
