@@ -4,8 +4,9 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
-import importlib
+import functools
 import io
+import operator
 import os
 import pathlib
 import re
@@ -13,243 +14,12 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-import numpy as np
 import tyro
 
-from tfp_cvae import archive, checks, recipes
-from tfp_cvae.config import QUICK_EVALUATION, EvaluationConfig, TrainConfig, default_output
+from tfp_cvae import archive, commands, recipes
+from tfp_cvae.config import TrainConfig, default_output
 
-_COMMANDS = ("train", "evaluate", "generate", "plot", "export", "request", "check", "recipes", "datasets")
 _DESCRIPTION = "Class-conditional variational autoencoders: train, evaluate, generate, serve."
-
-
-@dataclasses.dataclass(frozen=True)
-class Train:
-    """Train a model into a new run folder, measure its bound on held-out images, draw its figures."""
-
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
-    output: Annotated[pathlib.Path | None, tyro.conf.arg(metavar="PATH")] = None
-    """Run folder to make; by default runs/ and the name of the data set."""
-    overwrite: bool = False
-    """Delete the run that the folder may hold."""
-    resume: bool = False
-    """Go on with the run that the folder may hold, exactly as if it had not been interrupted."""
-    recipe: Annotated[str, tyro.conf.arg(metavar="NAME")] = "default"
-    """Named settings, which `tfp-cvae recipes` lists; the other flags change some of them."""
-    # Read by `_parse`, which gives `config` the settings of the recipe before the other flags are parsed.
-
-    def run(self) -> None:
-        """Runs the command."""
-        from tfp_cvae.training import train
-
-        output = self.output or default_output(self.config)
-        print(train(self.config, output, overwrite=self.overwrite, resume=self.resume).summary())
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluate:
-    """Measure what the model of a run is worth: likelihood, classification by Bayes' rule, latents and samples."""
-
-    run_folder: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="RUN")]
-    """Run folder, in which evaluation.json and figures are written."""
-    quick: bool = False
-    """An answer after about a minute: 500 images, K = 100, classifiers on 10,000 images."""
-    num_importance_samples: int | None = None
-    """Importance samples K for each image; by default 5,000, or 100 with --quick."""
-    num_images: int | None = None
-    """Test images, a seeded choice; by default all, or 500 with --quick."""
-    label_margin: float = 20.0
-    """Nats below the best label, at a first look with 100 samples, at which a label is not weighed again."""
-    seed: int = 0
-    """Seed of importance samples, generated images and classifiers."""
-    dataset: str | None = None
-    """Another data set with the same classes; by default that of the training."""
-
-    def run(self) -> None:
-        """Runs the command."""
-        names = ("num_importance_samples", "num_images", "label_margin", "seed")
-        given = {name: getattr(self, name) for name in names}
-        config = dataclasses.replace(
-            QUICK_EVALUATION if self.quick else EvaluationConfig(),
-            **{name: value for name, value in given.items() if value is not None},
-        )
-        from tfp_cvae import figures
-        from tfp_cvae.evaluation import evaluate_run
-        from tfp_cvae.run import Run
-        from tfp_cvae.sources import load_dataset
-
-        run = Run.load(self.run_folder)
-        dataset = load_dataset(self.dataset or run.config.dataset)
-        result = evaluate_run(run, dataset, config, verbose=1)
-        print(f"\n{result}")
-        print(f"\n{run.path / 'evaluation.json'}")
-        for path in figures.draw_evaluation(run, dataset):
-            print(path)
-
-
-@dataclasses.dataclass(frozen=True)
-class Generate:
-    """Generate images of one class with a trained model, as one picture."""
-
-    run_folder: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="RUN")]
-    """Run folder."""
-    output: pathlib.Path
-    """Picture to write; the suffix decides the format."""
-    label: Annotated[str | None, tyro.conf.arg(metavar="CLASS")] = None
-    """Class, by its name or its number from 0; not for a model without classes."""
-    count: int = 16
-    """Number of images."""
-    seed: int = 0
-    """Seed of the first image; the others follow it."""
-
-    def run(self) -> None:
-        """Runs the command."""
-        from tfp_cvae.figures import save_samples
-        from tfp_cvae.run import Run
-
-        save_samples(Run.load(self.run_folder), self.label, self.count, self.seed, self.output)
-        print(f"{self.count} images, seeds {self.seed} to {self.seed + self.count - 1}: {self.output}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Plot:
-    """Draw the figures of a run again."""
-
-    run_folder: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="RUN")]
-    """Run folder."""
-
-    def run(self) -> None:
-        """Runs the command."""
-        from tfp_cvae import figures
-        from tfp_cvae.run import Run
-        from tfp_cvae.sources import load_dataset
-
-        run = Run.load(self.run_folder)
-        cvae = run.model()
-        try:
-            dataset = load_dataset(run.config.dataset)
-        except (OSError, ValueError) as error:
-            print(f"without styles.png, which needs the data set: {error}", file=sys.stderr)
-            dataset = None
-        drawn = figures.draw(run, cvae, dataset)
-        if dataset is not None:
-            drawn += figures.draw_evaluation(run, dataset)
-        for path in drawn:
-            print(path)
-
-
-@dataclasses.dataclass(frozen=True)
-class Export:
-    """Export the model of a run as the next version that TensorFlow Serving can run."""
-
-    run_folder: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="RUN")]
-    """Run folder."""
-    output: Annotated[pathlib.Path, tyro.conf.arg(metavar="DIR")]
-    """Folder of the versions; its name is that of the served model."""
-    num_importance_samples: int = 100
-    """Importance samples K of the signatures log_likelihood and classify."""
-
-    def run(self) -> None:
-        """Runs the command."""
-        from tfp_cvae.export import export_run, server_commands
-        from tfp_cvae.run import Run
-
-        version = export_run(Run.load(self.run_folder), self.output, num_importance_samples=self.num_importance_samples)
-        print(f"{version}\n\nTo serve it with Docker, or with the server installed, and ask it for images:\n")
-        print(server_commands(version))
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """Ask a server of an exported model for images, and write them as one picture."""
-
-    url: str
-    """http://HOST:8501/v1/models/NAME, or grpc://HOST:8500/v1/models/NAME; for one version with /versions/N."""
-    output: pathlib.Path
-    """Picture to write; the suffix decides the format."""
-    label: Annotated[str | None, tyro.conf.arg(metavar="NUMBER")] = None
-    """Class, by its number from 0, as the server does not know its name; not for a model without classes."""
-    count: int = 16
-    """Number of images."""
-    seed: int = 0
-    """Seed of the first image; the others follow it."""
-
-    def run(self) -> None:
-        """Runs the command."""
-        from tfp_cvae import pictures
-        from tfp_cvae.client import request_images
-
-        checks.integer("count", self.count, 1)
-        checks.seed("seed", self.seed)
-        if self.label is not None and not re.fullmatch(r"\d{1,9}", self.label):
-            raise ValueError(f"label: expected the number of a class, from 0 (model_card.json), got {self.label!r}")
-        pictures.check(self.output)
-        if self.url.startswith("grpc:"):
-            _import_tensorflow_quietly()
-        seed = self.seed + np.arange(self.count)
-        images = request_images(self.url, None if self.label is None else np.full(self.count, int(self.label)), seed)
-        name = "" if self.label is None else f"class {self.label}, "
-        pictures.save_samples(images, f"{name}seeds {seed[0]} to {seed[-1]}", self.output)
-        print(f"{self.count} images, seeds {seed[0]} to {seed[-1]}, from {self.url}: {self.output}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """Check that the files of a run are whole, and those that were written."""
-
-    run_folder: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="RUN")]
-    """Run folder."""
-
-    def run(self) -> None:
-        """Runs the command."""
-        from tfp_cvae import manifest
-        from tfp_cvae.run import Run
-
-        run = Run.load(self.run_folder)
-        faults = run.faults()
-        if faults:
-            found = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
-            raise ValueError(f"run: expected {run.path} as it was written, got: {found}")
-        files, _ = manifest.read(run.path)
-        for name, entry in files.items():
-            print(f"{entry['size']:12,} bytes  {name}")
-        print(f"{run.path}: all files are there, with the sizes and SHA-256 of {manifest.FILE}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Datasets:
-    """List the data sets that can be loaded here, and from where."""
-
-    def run(self) -> None:
-        """Runs the command."""
-        from tfp_cvae.sources import list_datasets
-
-        for name, source in list_datasets():
-            print(f"{name:24} {source}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipes:
-    """List the recipes with what they are for and what they reach."""
-
-    def run(self) -> None:
-        """Runs the command."""
-        print(recipes.table())
-
-
-def _command(config: TrainConfig) -> Any:
-    """Type of the commands; the settings of `train` are those of `config` unless a flag changes them."""
-    return (
-        Annotated[Train, tyro.conf.subcommand("train", prefix_name=False, default=Train(config))]
-        | Annotated[Evaluate, tyro.conf.subcommand("evaluate", prefix_name=False)]
-        | Annotated[Generate, tyro.conf.subcommand("generate", prefix_name=False)]
-        | Annotated[Plot, tyro.conf.subcommand("plot", prefix_name=False)]
-        | Annotated[Export, tyro.conf.subcommand("export", prefix_name=False)]
-        | Annotated[Request, tyro.conf.subcommand("request", prefix_name=False)]
-        | Annotated[Check, tyro.conf.subcommand("check", prefix_name=False)]
-        | Annotated[Recipes, tyro.conf.subcommand("recipes", prefix_name=False)]
-        | Annotated[Datasets, tyro.conf.subcommand("datasets", prefix_name=False)]
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -263,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         command = _parse(arguments)
-        if not isinstance(command, (Recipes, Request)):
-            _import_tensorflow_quietly()
+        if not isinstance(command, (commands.Recipes, commands.Request)):
+            commands.import_tensorflow_quietly()
         command.run()
     except KeyboardInterrupt:
         return 130
@@ -274,20 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {archive.one_line(error, 900)}", file=sys.stderr)
         return 2
     return 0
-
-
-def _import_tensorflow_quietly() -> None:
-    """Imports TensorFlow without its notes on instruction sets and missing GPUs, some of which no setting silences."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with open(os.devnull, "w") as devnull:
-        os.dup2(devnull.fileno(), 2)
-    try:
-        importlib.import_module("tensorflow")
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
 
 
 def _parse(arguments: Sequence[str] | None) -> Any:
@@ -305,7 +61,7 @@ def _parse(arguments: Sequence[str] | None) -> Any:
         config = recipes.recipe(known.recipe or "default")
         output = known.output or default_output(dataclasses.replace(config, dataset=known.dataset or config.dataset))
         if known.resume and not known.recipe and (output / "config.json").is_file():
-            _import_tensorflow_quietly()
+            commands.import_tensorflow_quietly()
             from tfp_cvae.run import Run
 
             config = Run.load(output).config
@@ -314,7 +70,7 @@ def _parse(arguments: Sequence[str] | None) -> Any:
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
-            return tyro.cli(_command(config), prog="tfp-cvae", description=_DESCRIPTION, args=words)
+            return tyro.cli(_any_command(config), prog="tfp-cvae", description=_DESCRIPTION, args=words)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -322,27 +78,34 @@ def _parse(arguments: Sequence[str] | None) -> Any:
         raise ValueError(archive.one_line(f"{message}; {_near(message, config)}see {_help(words)}", 900)) from None
 
 
+def _any_command(config: TrainConfig) -> Any:
+    """Type of the commands; the settings of `train` are those of `config` unless a flag changes them."""
+    kinds = [
+        Annotated[
+            kind,
+            tyro.conf.subcommand(name, prefix_name=False, default=kind(config))
+            if kind is commands.Train
+            else tyro.conf.subcommand(name, prefix_name=False),
+        ]
+        for name, kind in commands.COMMANDS.items()
+    ]
+    return functools.reduce(operator.or_, kinds)
+
+
 def _help(words: Sequence[str]) -> str:
     """The command that lists what the words could have been."""
-    return f"tfp-cvae {words[0]} --help" if words and words[0] in _COMMANDS else "tfp-cvae --help"
+    return f"tfp-cvae {words[0]} --help" if words and words[0] in commands.COMMANDS else "tfp-cvae --help"
 
 
 def _near(message: str, config: TrainConfig) -> str:
     """What a misspelt word could have meant."""
-    known = [
-        f"--{name.replace('_', '-')}"
-        for kind in (Train, Evaluate, Generate, Export, Request, config)
-        for name in _fields(kind)
-    ]
+    kinds = [config, *commands.COMMANDS.values()]
+    flags = [f"--{field.name.replace('_', '-')}" for kind in kinds for field in dataclasses.fields(kind)]
     for word in re.findall(r"[\w-]+", message.partition("Unrecognized options:")[2]):
-        near = difflib.get_close_matches(word, known if word.startswith("--") else _COMMANDS, n=1, cutoff=0.7)
+        near = difflib.get_close_matches(word, flags if word.startswith("--") else commands.COMMANDS, n=1, cutoff=0.7)
         if near:
             return f"did you mean {near[0]}? "
     return ""
-
-
-def _fields(kind: Any) -> list[str]:
-    return [field.name for field in dataclasses.fields(kind)]
 
 
 def _unboxed(text: str) -> str:

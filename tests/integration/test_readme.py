@@ -12,6 +12,7 @@ import PIL.Image
 import pytest
 
 from tfp_cvae import cli
+from tfp_cvae.commands import Evaluate, Train
 from tfp_cvae.recognition import correct, recognised, train_classifier
 from tfp_cvae.run import Run
 from tfp_cvae.sources import load_dataset
@@ -61,8 +62,8 @@ def test_commands(folder):
     assert PIL.Image.open(folder / "three.png").size[0] > 300
     # The long ones are at least understood.
     long = [cli._parse(words[1:]) for words in commands() if words not in quick and words != ["tfp-cvae", "train"]]
-    assert any(isinstance(command, cli.Train) and command.config.dataset == "mnist" for command in long)
-    assert any(isinstance(command, cli.Evaluate) and not command.quick for command in long)
+    assert any(isinstance(command, Train) and command.config.dataset == "mnist" for command in long)
+    assert any(isinstance(command, Evaluate) and not command.quick for command in long)
 
 
 def test_links_and_pictures_exist():
