@@ -1,53 +1,27 @@
 """Backups of a training, from which it goes on as if it had never been interrupted."""
 
-import itertools
 import json
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfp_cvae import atomic
+from tfp_cvae import atomic, callback_state
 from tfp_cvae.callbacks import SwapEMAWeights
 from tfp_cvae.data import EpochCounter
 
-# What Keras's own callbacks remember from epoch to epoch.
-_ATTRIBUTES = {
-    keras.callbacks.EarlyStopping: ("wait", "stopped_epoch", "best", "best_epoch", "best_weights"),
-    keras.callbacks.ModelCheckpoint: (
-        "best",
-        "epochs_since_last_save",
-        "_batches_seen_since_last_saving",
-        "_last_batch_seen",
-    ),
-    keras.callbacks.ReduceLROnPlateau: ("wait", "best", "cooldown_counter"),
-    keras.callbacks.History: ("epoch", "history"),
-}
 _CHECKPOINT = "checkpoint"
 _STATE = "state.json"
 _ARRAYS = "arrays.npz"
-# Stands in `state.json` for an array in `arrays.npz`.
-_ARRAY = "__array__"
 
 # By default a backup is written when so many times as long has passed as the last one took.
 _TIMES_AS_LONG = 50
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """A callback that says what it remembers from epoch to epoch, in types of JSON and NumPy arrays."""
-
-    def get_state(self) -> Mapping[str, Any]:
-        """What it remembers."""
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `get_state` has given."""
 
 
 class Backup(keras.callbacks.Callback):
@@ -61,8 +35,8 @@ class Backup(keras.callbacks.Callback):
     the callbacks remember. The next one replaces it. Weights, optimizer, moving averages, history and what the
     callbacks do are then bit for bit those of a training that was never interrupted, on the same machine with the same
     versions. The callbacks whose memory is kept are `EarlyStopping`, `ModelCheckpoint` and `ReduceLROnPlateau` of
-    Keras, those of this package, the `History` that `fit` returns, and your own if they are `Stateful`. Not kept is the
-    randomness of layers that draw by themselves, such as `Dropout`.
+    Keras, those of this package, the `History` that `fit` returns, and your own if they are
+    `callback_state.Stateful`. Not kept is the randomness of layers that draw by themselves, such as `Dropout`.
 
     A training that has come to its end is not trained again: `fit` restores the model and the history.
 
@@ -219,12 +193,11 @@ class Backup(keras.callbacks.Callback):
         return json.loads(json.dumps(settings))
 
     def _all_callbacks(self) -> list[keras.callbacks.Callback]:
-        stateful = (Stateful, *_ATTRIBUTES)
-        return [callback for callback in [*(self._others or ()), self.model.history] if isinstance(callback, stateful)]
+        return [callback for callback in [*(self._others or ()), self.model.history] if callback_state.has(callback)]
 
     def _restore_callbacks(self) -> None:
         for callback, state in zip(self._all_callbacks(), self._restored or (), strict=True):
-            _set_state(callback, state)
+            callback_state.put_back(callback, state)
         self._restored = None
 
     def _write(self, epoch: int, *, finished: bool) -> None:
@@ -236,7 +209,7 @@ class Backup(keras.callbacks.Callback):
             "stopped": bool(self.model.stop_training),
             "first": self._first,
             "settings": self._settings(),
-            "callbacks": [_without_arrays(_get_state(callback), arrays) for callback in self._all_callbacks()],
+            "callbacks": [callback_state.get(callback, arrays) for callback in self._all_callbacks()],
         }
         text = json.dumps(state)
 
@@ -265,7 +238,7 @@ class Backup(keras.callbacks.Callback):
         path = self.folder / str(newest)
         try:
             with np.load(path / _ARRAYS, allow_pickle=False) as arrays:
-                state = _with_arrays(json.loads((path / _STATE).read_text()), arrays)
+                state = callback_state.with_arrays(json.loads((path / _STATE).read_text()), arrays)
             if state["epoch"] != newest or not {"finished", "stopped", "first", "settings", "callbacks"} <= set(state):
                 raise ValueError(f"a state of epoch {state['epoch']}")
         except Exception as error:
@@ -285,48 +258,3 @@ class Backup(keras.callbacks.Callback):
                 f"{path.parent}: expected a backup of this model and optimizer, got another one ({reason}); go on with "
                 "what was trained there, or begin again with another folder"
             ) from error
-
-
-def _get_state(callback: keras.callbacks.Callback) -> Mapping[str, Any]:
-    if isinstance(callback, Stateful):
-        return callback.get_state()
-    return {name: getattr(callback, name) for name in _attributes(callback)}
-
-
-def _set_state(callback: keras.callbacks.Callback, state: Mapping[str, Any]) -> None:
-    if isinstance(callback, Stateful):
-        callback.set_state(state)
-    else:
-        for name in _attributes(callback):
-            setattr(callback, name, state[name])
-
-
-def _attributes(callback: keras.callbacks.Callback) -> Iterable[str]:
-    found = (names for kind, names in _ATTRIBUTES.items() if isinstance(callback, kind))
-    return [name for name in itertools.chain(*found) if hasattr(callback, name)]
-
-
-def _without_arrays(value: Any, arrays: dict[str, Any]) -> Any:
-    """The value for JSON, each array in it replaced by its name in `arrays`."""
-    if isinstance(value, np.ndarray):
-        name = f"array_{len(arrays)}"
-        arrays[name] = value
-        return {_ARRAY: name}
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        return {key: _without_arrays(part, arrays) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_arrays(part, arrays) for part in value]
-    return value
-
-
-def _with_arrays(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """Inverse of `_without_arrays`."""
-    if isinstance(value, dict):
-        if set(value) == {_ARRAY}:
-            return arrays[value[_ARRAY]]
-        return {key: _with_arrays(part, arrays) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_with_arrays(part, arrays) for part in value]
-    return value
