@@ -116,7 +116,7 @@ def test_manifest_looks_at_nothing_outside(folder):
     (folder / "manifest.json").write_text(
         json.dumps({"changing": [], "files": {"../secret": entry, "/etc/passwd": entry}})
     )
-    faults = manifest.faults(folder)
+    faults = manifest.faults(folder, [])
     assert faults == {"../secret": "outside of the folder", "/etc/passwd": "outside of the folder"}
 
 

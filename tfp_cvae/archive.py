@@ -104,7 +104,8 @@ def parse_json(text: str | bytes) -> Any:
     """Parses JSON that came from elsewhere.
 
     Raises:
-        ValueError: If it is none, is too large or too deep, or holds a number that is not finite or not of 64 bits.
+        ValueError: If it is none, is too large or too deep, or holds a number that is not finite, or an integer that is
+            not of 64 bits.
     """
     if len(text) > MAX_JSON_BYTES:
         raise ValueError(f"JSON of {len(text):,} bytes, more than {MAX_JSON_BYTES:,}")
@@ -115,8 +116,10 @@ def parse_json(text: str | bytes) -> Any:
     for value, depth in walk(content):
         if depth > _MAX_JSON_DEPTH:
             raise ValueError("JSON that is nested too deep")
-        if isinstance(value, (int, float)) and not -(2**63) <= value < 2**63:
-            raise ValueError("a number in JSON that is not finite or not of 64 bits")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("a number in JSON that is not finite")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError("a number in JSON that is not of 64 bits")
     return content
 
 

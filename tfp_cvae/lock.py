@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import filelock
 
+from tfp_cvae import archive
 from tfp_cvae.atomic import write_atomically
 
 # Held by the system for as long as its owner lives: a killed owner leaves no lock, only a note of who it was.
@@ -50,7 +51,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
 
 def _owner(folder: pathlib.Path) -> str:
     try:
-        owner = json.loads((folder / _OWNER).read_text())
+        owner = archive.parse_json((folder / _OWNER).read_bytes())
         return f"process {owner['process']} on {owner['host']} since {owner['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

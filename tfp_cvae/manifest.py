@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tfp_cvae import archive
 from tfp_cvae.atomic import write_atomically
@@ -56,20 +56,28 @@ def read(folder: pathlib.Path) -> tuple[dict[str, dict[str, object]], list[str]]
         ) from error
 
 
-def faults(folder: pathlib.Path) -> dict[str, str]:
-    """What is wrong with the files that the manifest lists, by name."""
+def faults(folder: pathlib.Path, expected: Sequence[str]) -> dict[str, str]:
+    """What is wrong with the files that a folder should have, and those that the manifest lists, by name.
+
+    Raises:
+        ValueError: If the manifest cannot be read.
+    """
     files, others = read(folder)
     found = dict.fromkeys(others, "being written, or was when its command was stopped; run that again")
-    for name, entry in files.items():
+    for name in dict.fromkeys([*expected, *files]):
         # A manifest from elsewhere may not ask about files outside.
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):
             found[name] = "outside of the folder"
+        elif name in others:
+            continue
         elif not path.is_file():
             found[name] = "missing"
+        elif name not in files:
+            found[name] = "not in the manifest, as of an older version"
         else:
             try:
-                if _entry(path) != entry:
+                if _entry(path) != files[name]:
                     found[name] = "altered"
             except OSError:
                 found[name] = "not readable"

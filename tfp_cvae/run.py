@@ -155,18 +155,10 @@ class Run:
         Raises:
             ValueError: If the manifest cannot be read.
         """
-        found = {name: "missing" for name in _FILES if not (self.path / name).is_file()}
-        if self.backup_folder.exists():
-            epochs = len(self.history())
-            found[_BACKUP] = (
-                f"there, as the training runs or was stopped, after {epochs} of {self.config.epochs} epochs: go on "
-                "with --resume"
-            )
-            return found
-        listed, changing = manifest.read(self.path)
-        unlisted = "not in the manifest, as of an older version"
-        found |= {name: unlisted for name in _FILES if name not in listed and name not in [*found, *changing]}
-        return found | manifest.faults(self.path)
+        if not self.backup_folder.exists():
+            return manifest.faults(self.path, _FILES)
+        stage = f"after {len(self.history())} of {self.config.epochs} epochs: go on with --resume"
+        return {_BACKUP: f"there, as the training runs or was stopped, {stage}"}
 
     def history(self) -> list[dict[str, float]]:
         """Rows of `history.csv`, one for each epoch, by `callbacks.HISTORY_COLUMNS`; none before the first epoch."""
