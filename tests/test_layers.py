@@ -1,9 +1,18 @@
+import gc
+
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras as keras
+from conftest import stripes
+from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow_probability import distributions as tfd
 
-from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag, PixelBias
+from tfp_cvae.bounds import evaluate_bound
+from tfp_cvae.build import build_cvae
+from tfp_cvae.data import make_dataset
+from tfp_cvae.importance import importance_estimate
+from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag, PixelBias, SiLU
 
 
 def test_multivariate_normal_diag():
@@ -41,3 +50,42 @@ def test_layers_load_with_safe_mode_and_are_their_mean(tmp_path, layer, size):
     # A tensor made of the distribution is its mean, not a sample.
     np.testing.assert_array_equal(model.predict(data, verbose=0), model(data).mean())
     assert type(loaded.layers[-1]) is type(layer)
+
+
+def test_silu():
+    x = np.linspace(-20, 20, 41, dtype=np.float32)
+    with tf.GradientTape() as tape:
+        tensor = tf.constant(x)
+        tape.watch(tensor)
+        activated = SiLU()(tensor)
+    sigmoid = 1 / (1 + np.exp(-np.float64(x)))
+    np.testing.assert_allclose(activated, x * sigmoid, rtol=1e-5)
+    np.testing.assert_allclose(
+        tape.gradient(activated, tensor), sigmoid + x * sigmoid * (1 - sigmoid), rtol=1e-4, atol=1e-6
+    )
+
+
+def graphs():
+    gc.collect()
+    return sum(isinstance(item, FuncGraph) for item in gc.get_objects())
+
+
+@pytest.mark.parametrize(("network", "prior"), [("mlp", "flow"), ("residual", "label"), ("conv", "standard")])
+def test_no_graph_stays_behind(network, prior, tmp_path):
+    """TensorFlow keeps those with a custom gradient, and TensorFlow Probability those that ask for a density."""
+    images, labels = stripes(20)
+    data = make_dataset("stripes", ["a", "b", "c"], *[(images, labels)] * 3)
+    cvae = build_cvae((8, 8, 1), 3, latent_size=2, network=network, width=4, prior=prior)
+    image, batches = data.test.binarized()[:4], data.test.batches(10)
+    cvae.save(tmp_path / "cvae.keras")
+
+    def work():
+        evaluate_bound(cvae, batches)
+        importance_estimate(cvae, image, data.test.labels[:4], num_samples=3)
+        keras.models.load_model(tmp_path / "cvae.keras").generate([1])
+
+    work()
+    before = graphs()
+    for _ in range(3):
+        work()
+    assert graphs() <= before

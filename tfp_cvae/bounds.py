@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_cvae import objectives
+from tfp_cvae.layers import clear_bijector_cache
 from tfp_cvae.model import CVAE
 from tfp_cvae.results import Estimate
 
@@ -55,6 +56,7 @@ def evaluate_bound(cvae: CVAE, batches: Iterable[Any]) -> Bound:
 
     # As a concrete function, for TensorFlow would warn of the tracings where several models are measured.
     parts = [[part.numpy() for part in terms.get_concrete_function(*batch)(*batch)] for batch in batches]
+    clear_bijector_cache()
     rate, distortion, iwae = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Bound(
         elbo=Estimate.of(-distortion - rate),

@@ -9,7 +9,7 @@ from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import distributions as tfd
 
 from tfp_cvae import checks
-from tfp_cvae.layers import SerializableDistributionLambda
+from tfp_cvae.layers import SerializableDistributionLambda, SiLU
 from tfp_cvae.networks import add_label
 
 
@@ -162,5 +162,5 @@ def _conditioner(read: int, num_classes: int, width: int, moved: int) -> keras.M
     hidden = half
     for _ in range(2):
         hidden = add_label(keras.layers.Dense(width, use_bias=False)(hidden), one_hot)
-        hidden = keras.layers.Activation("silu")(hidden)
+        hidden = SiLU()(hidden)
     return keras.Model([half, one_hot], keras.layers.Dense(2 * moved, kernel_initializer="zeros")(hidden))

@@ -19,7 +19,7 @@ import tf_keras as keras
 from tensorflow_probability import distributions as tfd
 
 from tfp_cvae import checks, objectives
-from tfp_cvae.layers import PixelBias
+from tfp_cvae.layers import PixelBias, clear_bijector_cache
 from tfp_cvae.model import CVAE, CVAEOutput, standard_normal
 
 # Samples drawn at once. A sample is a function of the image, the seed and its place in its block.
@@ -109,6 +109,7 @@ def importance_estimate(
             raise ValueError("cvae: expected finite likelihoods, got NaN or infinity; its weights may be so too")
         if progress is not None:
             progress(kept * num_samples)
+    clear_bijector_cache()
     log_likelihood, effective_sample_size, rate, distortion = (
         np.concatenate(part) for part in zip(*parts, strict=True)
     )

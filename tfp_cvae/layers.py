@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras as keras
+from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import distributions as tfd
 
 # softplus(_UNIT_SCALE) = 1: a network whose raw output is zero starts at unit scale.
@@ -132,3 +133,31 @@ class PixelBias(keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         return inputs + self.bias
+
+
+@keras.saving.register_keras_serializable("tfp_cvae")
+class SiLU(keras.layers.Layer):
+    """Sigmoid-weighted linear unit x * sigmoid(x) (Elfwing et al. 2018), also called swish.
+
+    The activation "silu" of Keras, but with the gradient that TensorFlow derives by itself. For every graph with a
+    custom gradient, which that one has, an entry stays in a table of TensorFlow, so that a process that goes on
+    building, loading and evaluating models grows without end.
+
+    Call args:
+        inputs: Tensor of any shape, float.
+
+    Returns:
+        Tensor of the same shape.
+    """
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return inputs * tf.sigmoid(inputs)
+
+
+def clear_bijector_cache() -> None:
+    """Forgets what bijectors have computed, and so the graphs in which a density was asked for.
+
+    TensorFlow Probability has one such cache for all bijectors, among them those inside of normal distributions, and an
+    entry whose tensors belong to a graph keeps that graph for ever.
+    """
+    tfb.Bijector._cache.storage.clear()

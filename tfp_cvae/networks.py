@@ -11,7 +11,7 @@ from typing import NamedTuple
 import tensorflow as tf
 import tf_keras as keras
 
-from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag, PixelBias
+from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag, PixelBias, SiLU
 
 _UNIT_NORMAL = {"class_name": "RandomNormal", "config": {"stddev": 1.0}}
 
@@ -34,7 +34,7 @@ def mlp(image_shape: tuple[int, ...], num_classes: int, latent_size: int, width:
     def hidden(tensor: tf.Tensor, one_hot: tf.Tensor | None) -> tf.Tensor:
         for _ in range(depth):
             tensor = keras.layers.Dense(width, use_bias=one_hot is None)(tensor)
-            tensor = keras.layers.Activation("silu")(add_label(tensor, one_hot))
+            tensor = SiLU()(add_label(tensor, one_hot))
         return tensor
 
     return _dense_networks(hidden, image_shape, num_classes, latent_size)
@@ -51,12 +51,12 @@ def residual(image_shape: tuple[int, ...], num_classes: int, latent_size: int, w
         tensor = add_label(keras.layers.Dense(width)(tensor), one_hot)
         for _ in range(depth):
             branch = keras.layers.LayerNormalization()(tensor)
-            branch = keras.layers.Activation("silu")(branch)
+            branch = SiLU()(branch)
             branch = add_label(keras.layers.Dense(width, kernel_initializer="he_normal")(branch), one_hot)
-            branch = keras.layers.Activation("silu")(branch)
+            branch = SiLU()(branch)
             branch = keras.layers.Dense(width, kernel_initializer="zeros")(branch)
             tensor = keras.layers.Add()([tensor, branch])
-        return keras.layers.Activation("silu")(keras.layers.LayerNormalization()(tensor))
+        return SiLU()(keras.layers.LayerNormalization()(tensor))
 
     return _dense_networks(hidden, image_shape, num_classes, latent_size)
 
@@ -77,14 +77,14 @@ def conv(image_shape: tuple[int, ...], num_classes: int, latent_size: int, width
     tensor = _residual_blocks(tensor, width, depth)
     tensor = _convolution(2 * width, 3, strides=2)(tensor)
     tensor = _residual_blocks(tensor, 2 * width, depth)
-    tensor = keras.layers.Flatten()(keras.layers.Activation("silu")(tensor))
+    tensor = keras.layers.Flatten()(SiLU()(tensor))
     tensor = tensor if one_hot is None else keras.layers.Concatenate()([tensor, one_hot])
-    tensor = keras.layers.Dense(256, activation="silu")(tensor)
+    tensor = SiLU()(keras.layers.Dense(256)(tensor))
     encoder = _encoder(image, one_hot, tensor, latent_size)
 
     latent, one_hot = keras.Input((latent_size,), name="latent"), _one_hot_input(num_classes)
     tensor = latent if one_hot is None else keras.layers.Concatenate()([latent, one_hot])
-    tensor = keras.layers.Dense(256, activation="silu")(tensor)
+    tensor = SiLU()(keras.layers.Dense(256)(tensor))
     tensor = tensor if one_hot is None else keras.layers.Concatenate()([tensor, one_hot])
     tensor = keras.layers.Dense(2 * width * quarter[0] * quarter[1])(tensor)
     tensor = keras.layers.Reshape((*quarter, 2 * width))(tensor)
@@ -92,7 +92,7 @@ def conv(image_shape: tuple[int, ...], num_classes: int, latent_size: int, width
     tensor = _upsample(tensor, width, 3, half)
     tensor = add_label(tensor, one_hot)
     tensor = _residual_blocks(tensor, width, depth)
-    tensor = _upsample(keras.layers.Activation("silu")(tensor), channels, 5, (height, width_))
+    tensor = _upsample(SiLU()(tensor), channels, 5, (height, width_))
     return Networks(encoder, _decoder(latent, one_hot, tensor, image_shape))
 
 
@@ -158,8 +158,8 @@ def add_label(tensor: tf.Tensor, one_hot: tf.Tensor | None) -> tf.Tensor:
 
 def _residual_blocks(tensor: tf.Tensor, channels: int, depth: int) -> tf.Tensor:
     for _ in range(depth):
-        branch = _convolution(channels, 3)(keras.layers.Activation("silu")(tensor))
-        branch = keras.layers.Activation("silu")(branch)
+        branch = _convolution(channels, 3)(SiLU()(tensor))
+        branch = SiLU()(branch)
         branch = _convolution(channels, 3, kernel_initializer="zeros")(branch)
         tensor = keras.layers.Add()([tensor, branch])
     return tensor
