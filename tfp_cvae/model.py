@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras as keras
 from tensorflow_probability import distributions as tfd
 
-from tfp_cvae import checks
+from tfp_cvae import checks, execution
 from tfp_cvae.flows import CouplingFlow
 from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag
 from tfp_cvae.model_checks import CheckedModel, checked_network
@@ -304,6 +304,13 @@ class CVAE(CheckedModel):
         # Any fixed random integers do, as the sum wraps and is exact.
         pixels = tf.cast(tf.round(255 * tf.reshape(image, [-1, self._hash.size])), tf.int32)
         return tf.reduce_sum(pixels * self._hash, axis=-1)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Makes what `fit` calls, as Keras does; several steps with XLA are one program of XLA (`execution`)."""
+        if force or getattr(self, "train_function", None) is None:
+            stock = super().make_train_function(force=True)
+            self.train_function = execution.make_train_function(self, stock) if execution.applies(self) else stock
+        return self.train_function
 
     def predict_step(self, data: Any) -> tf.Tensor:
         """Pixel probabilities at the posterior mean: what `predict` returns, no sample."""

@@ -1,0 +1,141 @@
+"""Several steps as one program against Keras, which runs a program for each step."""
+
+import numpy as np
+import pytest
+import tf_keras as keras
+from conftest import stripes
+
+from tfp_cvae import execution
+from tfp_cvae.build import build_cvae
+from tfp_cvae.callbacks import KLWarmUp
+from tfp_cvae.data import make_dataset
+from tfp_cvae.losses import ELBO, NegativeELBO, Rate
+
+STEPS = 13
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    images, labels = stripes(STEPS * 16 + 3)
+    return make_dataset("stripes", ["a", "b", "c"], (images, labels), (images, labels), (images, labels))
+
+
+def model(dataset, steps_per_execution=5):
+    keras.utils.set_random_seed(0)
+    cvae = build_cvae(dataset.image_shape, 3, latent_size=2, width=8)
+    schedule = keras.optimizers.schedules.CosineDecay(1e-2, 4 * STEPS)
+    optimizer = keras.optimizers.Adam(schedule, use_ema=True, ema_momentum=0.9)
+    cvae.compile(
+        optimizer,
+        loss=NegativeELBO(),
+        metrics=[ELBO(), Rate()],
+        jit_compile=True,
+        steps_per_execution=steps_per_execution,
+    )
+    return cvae
+
+
+def batches(dataset, **kwargs):
+    return dataset.train.batches(16, **{"drop_remainder": True, **kwargs})
+
+
+def refuse(self, force=False):
+    def train_function(iterator):
+        raise AssertionError("run by Keras")
+
+    self.train_function = train_function
+    return train_function
+
+
+@pytest.fixture
+def not_by_keras(monkeypatch):
+    monkeypatch.setattr(keras.Model, "make_train_function", refuse)
+
+
+def trained(cvae, data, **kwargs):
+    history = cvae.fit(data, verbose=0, **kwargs).history
+    variables = [*cvae.weights, *cvae.optimizer.variables]
+    return history, [variable.numpy() for variable in variables], int(cvae._train_counter)
+
+
+def by_keras(monkeypatch, *args, **kwargs):
+    with monkeypatch.context() as context:
+        context.setattr(execution, "applies", lambda model: False)
+        return trained(*args, **kwargs)
+
+
+def assert_same(one, other):
+    assert one[0].keys() == other[0].keys()
+    for name in one[0]:
+        np.testing.assert_allclose(one[0][name], other[0][name], rtol=1e-5, err_msg=name)
+    for value, expected in zip(one[1], other[1], strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6)
+    assert one[2] == other[2]
+
+
+def test_as_keras_trains(dataset, monkeypatch):
+    """Weights, moments, averages, metrics and counters, with 13 steps in executions of 5, 5 and 3."""
+    kwargs = {"epochs": 3, "validation_data": dataset.validation.batches(16)}
+    expected = by_keras(monkeypatch, model(dataset), batches(dataset), callbacks=[KLWarmUp(3, kl_weight=2.0)], **kwargs)
+    monkeypatch.setattr(keras.Model, "make_train_function", refuse)
+    found = trained(model(dataset), batches(dataset), callbacks=[KLWarmUp(3, kl_weight=2.0)], **kwargs)
+    assert_same(found, expected)
+    assert found[2] == 3 * STEPS
+    # Something was trained, so that the comparison says something.
+    assert found[0]["elbo"][2] > found[0]["elbo"][0] + 1
+
+
+def test_several_programs_in_an_execution(dataset, monkeypatch, not_by_keras):
+    whole = trained(model(dataset, STEPS), batches(dataset), epochs=2)
+    size = execution._num_bytes(batches(dataset).element_spec)
+    image, one_hot = np.prod(dataset.image_shape), 3
+    assert size == 4 * 16 * (2 * image + one_hot)
+    monkeypatch.setattr(execution, "_MAX_BYTES", 4 * size)
+    parts = trained(model(dataset, STEPS), batches(dataset), epochs=2)
+    assert_same(parts, whole)
+
+
+def test_data_that_run_out(dataset, monkeypatch):
+    def unknown():
+        return batches(dataset).filter(lambda *batch: True)
+
+    kwargs = {"epochs": 2, "steps_per_epoch": 8}
+    expected = by_keras(monkeypatch, model(dataset), unknown(), **kwargs)
+    monkeypatch.setattr(keras.Model, "make_train_function", refuse)
+    found = trained(model(dataset), unknown(), **kwargs)
+    assert found[2] == expected[2] == STEPS
+    for value, other in zip(found[1], expected[1], strict=True):
+        np.testing.assert_allclose(value, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kwargs"),
+    [
+        ({"jit_compile": False, "steps_per_execution": 5}, {}),
+        ({"jit_compile": True}, {}),
+        ({"jit_compile": True, "steps_per_execution": 5}, {"drop_remainder": False}),
+    ],
+)
+def test_otherwise_keras_runs_it(dataset, not_by_keras, settings, kwargs):
+    cvae = model(dataset)
+    cvae.compile("adam", loss=NegativeELBO(), **settings)
+    with pytest.raises(AssertionError, match="run by Keras"):
+        cvae.fit(batches(dataset, **kwargs), verbose=0)
+
+
+def test_batches_too_large_to_gather(dataset, monkeypatch, not_by_keras):
+    monkeypatch.setattr(execution, "_MAX_BYTES", 100)
+    with pytest.raises(AssertionError, match="run by Keras"):
+        model(dataset).fit(batches(dataset), verbose=0)
+
+
+def test_second_fit_and_compile(dataset, not_by_keras):
+    cvae = model(dataset)
+    data = batches(dataset)
+    cvae.fit(data, verbose=0)
+    compiled = cvae.train_function
+    cvae.fit(data, verbose=0)
+    assert cvae.train_function is compiled
+    cvae.compile("adam", loss=NegativeELBO(), jit_compile=True, steps_per_execution=3)
+    cvae.fit(data, verbose=0)
+    assert int(cvae._train_counter) == STEPS

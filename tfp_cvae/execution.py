@@ -1,0 +1,111 @@
+"""Several training steps as one program of XLA, for `fit` after `compile(jit_compile=True, steps_per_execution=n)`.
+
+Keras compiles a single step and runs it n times; each time all weights and moments go in and come out again. Here the
+loop over the steps is part of the program, and they stay where they are. A step is still `train_step`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+import tf_keras as keras
+
+# Of the batches that are gathered for one run of the program.
+_MAX_BYTES = 64 * 2**20
+
+TrainFunction = Callable[[Any], dict[str, tf.Tensor]]
+
+
+def applies(model: keras.Model) -> bool:
+    """Whether a compiled model is to run several steps at once, with XLA, on its own."""
+    several = model._steps_per_execution is not None and int(model._steps_per_execution) > 1
+    alone = not tf.distribute.has_strategy() and not model.autotune_steps_per_execution
+    return bool(several and alone and model.jit_compile and not model.run_eagerly)
+
+
+def make_train_function(model: keras.Model, stock: TrainFunction) -> TrainFunction:
+    """Makes what `keras.Model.make_train_function` makes, for a model to which this `applies`.
+
+    Args:
+        model: A compiled model.
+        stock: What Keras makes for it, to run for batches whose shape is not known, or of which one is large enough.
+    """
+    most = int(model._steps_per_execution)
+
+    def execute(iterator: Any) -> dict[str, tf.Tensor]:
+        spec = iterator.element_spec
+        limit = min(most, _MAX_BYTES // _num_bytes(spec))
+        step = tf.function(model.train_step).get_concrete_function(spec)
+        program = tf.function(_program(step, limit), jit_compile=True, autograph=False)
+        wanted = tf.cast(model._steps_per_execution, tf.int32)
+
+        def run(done: tf.Tensor, more: tf.Tensor, logs: Any) -> tuple[tf.Tensor, tf.Tensor, Any]:
+            batches, count, more = _gather(iterator, tf.minimum(limit, wanted - done), limit)
+            logs = program(batches, count, logs)
+            model._train_counter.assign_add(tf.cast(count, tf.int64))
+            return done + count, more, logs
+
+        logs = tf.nest.map_structure(lambda value: tf.zeros(value.shape, value.dtype), step.structured_outputs)
+        start = (tf.constant(0), tf.constant(True), logs)
+        _, more, logs = tf.while_loop(
+            lambda done, more, logs: more & (done < wanted), run, start, parallel_iterations=1
+        )
+        # An iterator that has come to its end says so again, to `fit`.
+        tf.cond(more, lambda: 0, lambda: _next_size(iterator))
+        return logs
+
+    compiled = tf.function(execute, autograph=False, reduce_retracing=True)
+
+    def train_function(iterator: Any) -> dict[str, tf.Tensor]:
+        size = _num_bytes(iterator.element_spec)
+        return compiled(iterator) if size and 2 * size <= _MAX_BYTES else stock(iterator)
+
+    return train_function
+
+
+def _program(step: Callable[[Any], Any], limit: int) -> Callable[[Any, tf.Tensor, Any], Any]:
+    """Function of batches `[limit, ...]`, of which the first `count` are trained on, and logs, to the last logs."""
+
+    def program(batches: Any, count: tf.Tensor, logs: Any) -> Any:
+        def body(index: tf.Tensor, logs: Any) -> tuple[tf.Tensor, Any]:
+            return index + 1, step(tf.nest.map_structure(lambda stacked: stacked[index], batches))
+
+        return tf.while_loop(lambda index, logs: index < count, body, (tf.constant(0), logs), maximum_iterations=limit)[
+            1
+        ]
+
+    return program
+
+
+def _gather(iterator: Any, wanted: tf.Tensor, limit: int) -> tuple[Any, tf.Tensor, tf.Tensor]:
+    """The next batches, stacked to `[limit, ...]`; how many they are; and whether there were as many as wanted."""
+    spec = iterator.element_spec
+    zeros = tf.nest.map_structure(lambda part: tf.zeros(part.shape, part.dtype), spec)
+    arrays = [tf.TensorArray(part.dtype, limit, element_shape=part.shape) for part in tf.nest.flatten(spec)]
+
+    def fetch(count: tf.Tensor, more: tf.Tensor, arrays: Any) -> tuple[tf.Tensor, tf.Tensor, Any]:
+        batch = iterator.get_next_as_optional()
+        more = batch.has_value()
+        parts = tf.nest.flatten(tf.cond(more, batch.get_value, lambda: zeros))
+        arrays = [array.write(count, part) for array, part in zip(arrays, parts, strict=True)]
+        return count + tf.cast(more, tf.int32), more, arrays
+
+    count, more, arrays = tf.while_loop(
+        lambda count, more, arrays: more & (count < wanted),
+        fetch,
+        (tf.constant(0), tf.constant(True), arrays),
+        parallel_iterations=1,
+    )
+    return tf.nest.pack_sequence_as(spec, [array.stack() for array in arrays]), count, more
+
+
+def _next_size(iterator: Any) -> tf.Tensor:
+    return tf.size(tf.nest.flatten(next(iterator))[0])
+
+
+def _num_bytes(spec: Any) -> int:
+    """Size of a batch; 0 if it is not known."""
+    parts = tf.nest.flatten(spec)
+    if not all(isinstance(part, tf.TensorSpec) and part.shape.is_fully_defined() for part in parts):
+        return 0
+    return sum(part.shape.num_elements() * part.dtype.size for part in parts)
