@@ -11,6 +11,7 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "tfp_cvae" / "__init__.py
 TENSORBOARD = ["tensorboard>=2.20,<3"]
 NOTEBOOKS = ["ipykernel>=6", "ipywidgets>=8", "papermill>=2.6", *TENSORBOARD]
 DOCS = ["furo>=2025.7", "myst-nb>=1.3", "sphinx>=8", "sphinx-mathjax-offline>=0.0.2"]
+BENCHMARKS = ["jax>=0.7", "torch>=2.9,<3"]
 TEST = [
     "hypothesis>=6.100",
     "psutil>=5.9",
@@ -56,6 +57,7 @@ setuptools.setup(
         "notebooks": NOTEBOOKS,
         "docs": DOCS,
         "test": TEST,
+        "benchmarks": BENCHMARKS,
         "dev": [*TEST, "mypy>=1.15", "pre-commit>=4", "ruff>=0.14"],
     },
     entry_points={"console_scripts": ["tfp-cvae = tfp_cvae.cli:main"]},

@@ -95,15 +95,21 @@ def test_several_programs_in_an_execution(dataset, monkeypatch, not_by_keras):
     assert_same(parts, whole)
 
 
-def test_data_that_run_out(dataset, monkeypatch):
-    def unknown():
-        return batches(dataset).filter(lambda *batch: True)
+def test_data_that_run_out(dataset, monkeypatch, caplog):
+    """Of three times 8 steps there are 12, so that an execution of 5 finds 4."""
 
-    kwargs = {"epochs": 2, "steps_per_epoch": 8}
+    def unknown():
+        return batches(dataset).take(12).filter(lambda *batch: True)
+
+    kwargs = {"epochs": 3, "steps_per_epoch": 8}
     expected = by_keras(monkeypatch, model(dataset), unknown(), **kwargs)
+    caplog.clear()
     monkeypatch.setattr(keras.Model, "make_train_function", refuse)
-    found = trained(model(dataset), unknown(), **kwargs)
-    assert found[2] == expected[2] == STEPS
+    with caplog.at_level("WARNING"):
+        found = trained(model(dataset), unknown(), **kwargs)
+    assert "Your input ran out of data" in caplog.text
+    assert found[2] == expected[2] == 12
+    assert len(found[0]["loss"]) == len(expected[0]["loss"]) == 2
     for value, other in zip(found[1], expected[1], strict=True):
         np.testing.assert_allclose(value, other, rtol=1e-4, atol=1e-6)
 
@@ -129,13 +135,16 @@ def test_batches_too_large_to_gather(dataset, monkeypatch, not_by_keras):
         model(dataset).fit(batches(dataset), verbose=0)
 
 
-def test_second_fit_and_compile(dataset, not_by_keras):
+def test_other_batches_and_a_second_compile(dataset, not_by_keras):
     cvae = model(dataset)
-    data = batches(dataset)
-    cvae.fit(data, verbose=0)
+    cvae.fit(batches(dataset), verbose=0)
     compiled = cvae.train_function
-    cvae.fit(data, verbose=0)
+    cvae.fit(dataset.train.batches(32, drop_remainder=True), verbose=0)
+    cvae.fit(batches(dataset), verbose=0)
     assert cvae.train_function is compiled
+    assert int(cvae.optimizer.iterations) == 2 * STEPS + STEPS // 2
+    seen = []
     cvae.compile("adam", loss=NegativeELBO(), jit_compile=True, steps_per_execution=3)
-    cvae.fit(data, verbose=0)
-    assert int(cvae._train_counter) == STEPS
+    listener = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(batch))
+    cvae.fit(batches(dataset), callbacks=[listener], verbose=0)
+    assert seen == [2, 5, 8, 11, 12]

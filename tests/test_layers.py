@@ -77,9 +77,9 @@ def test_no_graph_stays_behind(network, prior, tmp_path):
     data = make_dataset("stripes", ["a", "b", "c"], *[(images, labels)] * 3)
     cvae = build_cvae((8, 8, 1), 3, latent_size=2, network=network, width=4, prior=prior)
     image, batches = data.test.binarized()[:4], data.test.batches(10)
-    cvae.save(tmp_path / "cvae.keras")
 
     def work():
+        cvae.save(tmp_path / "cvae.keras")
         evaluate_bound(cvae, batches)
         importance_estimate(cvae, image, data.test.labels[:4], num_samples=3)
         keras.models.load_model(tmp_path / "cvae.keras").generate([1])

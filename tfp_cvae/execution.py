@@ -1,7 +1,8 @@
 """Several training steps as one program of XLA, for `fit` after `compile(jit_compile=True, steps_per_execution=n)`.
 
 Keras compiles a single step and runs it n times; each time all weights and moments go in and come out again. Here the
-loop over the steps is part of the program, and they stay where they are. A step is still `train_step`.
+loop over the steps is part of the program, and they stay where they are. A step is still `train_step`. One thing
+differs: the batches of a program are fetched before it begins, so that an input that fails loses those before it, too.
 """
 
 from collections.abc import Callable
@@ -18,9 +19,9 @@ TrainFunction = Callable[[Any], dict[str, tf.Tensor]]
 
 def applies(model: keras.Model) -> bool:
     """Whether a compiled model is to run several steps at once, with XLA, on its own."""
-    several = model._steps_per_execution is not None and int(model._steps_per_execution) > 1
-    alone = not tf.distribute.has_strategy() and not model.autotune_steps_per_execution
-    return bool(several and alone and model.jit_compile and not model.run_eagerly)
+    if tf.distribute.has_strategy() or model.autotune_steps_per_execution or model.run_eagerly:
+        return False
+    return bool(model.jit_compile and model._steps_per_execution is not None and int(model._steps_per_execution) > 1)
 
 
 def make_train_function(model: keras.Model, stock: TrainFunction) -> TrainFunction:
@@ -35,14 +36,13 @@ def make_train_function(model: keras.Model, stock: TrainFunction) -> TrainFuncti
     def execute(iterator: Any) -> dict[str, tf.Tensor]:
         spec = iterator.element_spec
         limit = min(most, _MAX_BYTES // _num_bytes(spec))
-        step = tf.function(model.train_step).get_concrete_function(spec)
+        step = _step(model).get_concrete_function(spec)
         program = tf.function(_program(step, limit), jit_compile=True, autograph=False)
         wanted = tf.cast(model._steps_per_execution, tf.int32)
 
         def run(done: tf.Tensor, more: tf.Tensor, logs: Any) -> tuple[tf.Tensor, tf.Tensor, Any]:
             batches, count, more = _gather(iterator, tf.minimum(limit, wanted - done), limit)
             logs = program(batches, count, logs)
-            model._train_counter.assign_add(tf.cast(count, tf.int64))
             return done + count, more, logs
 
         logs = tf.nest.map_structure(lambda value: tf.zeros(value.shape, value.dtype), step.structured_outputs)
@@ -50,17 +50,27 @@ def make_train_function(model: keras.Model, stock: TrainFunction) -> TrainFuncti
         _, more, logs = tf.while_loop(
             lambda done, more, logs: more & (done < wanted), run, start, parallel_iterations=1
         )
-        # An iterator that has come to its end says so again, to `fit`.
-        tf.cond(more, lambda: 0, lambda: _next_size(iterator))
+        tf.cond(more, lambda: 0, lambda: _end(iterator))
         return logs
 
-    compiled = tf.function(execute, autograph=False, reduce_retracing=True)
+    compiled = tf.function(execute, autograph=False)
 
     def train_function(iterator: Any) -> dict[str, tf.Tensor]:
         size = _num_bytes(iterator.element_spec)
         return compiled(iterator) if size and 2 * size <= _MAX_BYTES else stock(iterator)
 
     return train_function
+
+
+def _step(model: keras.Model) -> Any:
+    """Function of a batch, as Keras would compile it."""
+
+    def step(batch: Any) -> Any:
+        logs = model.train_step(batch)
+        model._train_counter.assign_add(1)
+        return logs
+
+    return tf.function(step)
 
 
 def _program(step: Callable[[Any], Any], limit: int) -> Callable[[Any, tf.Tensor, Any], Any]:
@@ -70,9 +80,9 @@ def _program(step: Callable[[Any], Any], limit: int) -> Callable[[Any, tf.Tensor
         def body(index: tf.Tensor, logs: Any) -> tuple[tf.Tensor, Any]:
             return index + 1, step(tf.nest.map_structure(lambda stacked: stacked[index], batches))
 
-        return tf.while_loop(lambda index, logs: index < count, body, (tf.constant(0), logs), maximum_iterations=limit)[
-            1
-        ]
+        start = (tf.constant(0), logs)
+        _, logs = tf.while_loop(lambda index, logs: index < count, body, start, maximum_iterations=limit)
+        return logs
 
     return program
 
@@ -99,7 +109,8 @@ def _gather(iterator: Any, wanted: tf.Tensor, limit: int) -> tuple[Any, tf.Tenso
     return tf.nest.pack_sequence_as(spec, [array.stack() for array in arrays]), count, more
 
 
-def _next_size(iterator: Any) -> tf.Tensor:
+def _end(iterator: Any) -> tf.Tensor:
+    """Asks an iterator that has come to its end once more, so that it tells `fit`."""
     return tf.size(tf.nest.flatten(next(iterator))[0])
 
 

@@ -157,7 +157,8 @@ class SiLU(keras.layers.Layer):
 def clear_bijector_cache() -> None:
     """Forgets what bijectors have computed, and so the graphs in which a density was asked for.
 
-    TensorFlow Probability has one such cache for all bijectors, among them those inside of normal distributions, and an
-    entry whose tensors belong to a graph keeps that graph for ever.
+    TensorFlow Probability has one such cache for all bijectors of a process, among them those inside of normal
+    distributions, and an entry whose tensors belong to a graph keeps that graph for ever. What is forgotten is computed
+    again when it is asked for.
     """
     tfb.Bijector._cache.storage.clear()

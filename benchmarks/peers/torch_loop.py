@@ -1,0 +1,48 @@
+"""PyTorch by hand: images in memory, fused Adam; with the variant "compile", the loss through `torch.compile`."""
+
+import torch
+import work
+from torch.nn import functional
+
+
+def loss(w, image, one_hot, noise):
+    hidden = functional.silu(torch.addmm(one_hot @ w["V1"], image, w["W1"]))
+    hidden = functional.silu(torch.addmm(one_hot @ w["V2"], hidden, w["W2"]))
+    mean, raw = torch.addmm(w["b3"], hidden, w["W3"]).chunk(2, dim=-1)
+    stddev = functional.softplus(raw + work.UNIT_SCALE)
+    hidden = functional.silu(torch.addmm(one_hot @ w["V4"], mean + stddev * noise, w["W4"]))
+    hidden = functional.silu(torch.addmm(one_hot @ w["V5"], hidden, w["W5"]))
+    logits = torch.addmm(w["b6"], hidden, w["W6"])
+    distortion = functional.binary_cross_entropy_with_logits(logits, image, reduction="sum") / len(image)
+    rate = 0.5 * (mean.square() + stddev.square() - 1 - 2 * stddev.log()).sum(dim=-1)
+    return distortion + rate.mean()
+
+
+def main():
+    task = work.load()
+    torch.manual_seed(0)
+    images, one_hot = torch.from_numpy(task.images.copy()), torch.from_numpy(task.one_hot)
+    weights = {name: torch.nn.Parameter(torch.from_numpy(value)) for name, value in task.initial().items()}
+    optimizer = torch.optim.Adam(weights.values(), lr=1e-3, eps=1e-7, fused=True)
+    objective = torch.compile(loss) if task.variant == "compile" else loss
+
+    def train(number):
+        order = torch.randperm(len(images))
+        total = 0.0
+        for step in range(task.steps):
+            index = order[step * task.batch_size : (step + 1) * task.batch_size]
+            grey = images[index].float()
+            image = (torch.rand_like(grey) * 255 < grey).float()
+            noise = torch.randn(task.batch_size, task.latent_size)
+            optimizer.zero_grad(set_to_none=True)
+            value = objective(weights, image, one_hot[index], noise)
+            value.backward()
+            optimizer.step()
+            total += value.detach()
+        return float(total) / task.steps
+
+    work.take_turns(train)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""What all train, and how they take turns.
+
+Images: a training split, of MNIST 55,000, as uint8 in memory; shuffled, and binarized afresh, in each epoch. Network,
+in float32, with y the one-hot label:
+
+    encoder  h1 = silu(x W1 + y V1),  h2 = silu(h1 W2 + y V2),  mean, raw = h2 W3 + b3
+             stddev = softplus(raw + log(e - 1))
+    decoder  h4 = silu(z W4 + y V4),  h5 = silu(h4 W5 + y V5),  logits = h5 W6 + b6
+
+W Glorot uniform, V standard normal, b zero. Loss: the mean over the batch of the negative ELBO, its KL in closed form.
+Optimizer: Adam with 1e-3, 0.9, 0.999, 1e-7. This package also keeps its metrics, ELBO, rate and distortion.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+UNIT_SCALE = math.log(math.e - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Images `[n, 784]` uint8, one-hot labels `[n, 10]` float32, and sizes."""
+
+    images: np.ndarray
+    one_hot: np.ndarray
+    batch_size: int
+    width: int
+    latent_size: int
+    variant: str
+
+    @property
+    def steps(self) -> int:
+        """Steps in an epoch."""
+        return len(self.images) // self.batch_size
+
+    def initial(self, seed: int = 0) -> dict[str, np.ndarray]:
+        """Weights by name."""
+        generator = np.random.default_rng(seed)
+        pixels, classes = self.images.shape[1], self.one_hot.shape[1]
+        h, d = self.width, self.latent_size
+        weights = {}
+        for number, (rows, columns) in enumerate([(pixels, h), (h, h), (h, 2 * d), (d, h), (h, h), (h, pixels)], 1):
+            limit = math.sqrt(6 / (rows + columns))
+            weights[f"W{number}"] = generator.uniform(-limit, limit, (rows, columns))
+            if number in (3, 6):
+                weights[f"b{number}"] = np.zeros(columns)
+            else:
+                weights[f"V{number}"] = generator.standard_normal((classes, h))
+        return {name: value.astype(np.float32) for name, value in weights.items()}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--dataset", default="mnist")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--width", type=int, default=500)
+    parser.add_argument("--latent-size", type=int, default=40)
+    parser.add_argument("--variant", default="")
+    return parser.parse_args()
+
+
+def load() -> Work:
+    from tfp_cvae.sources import load_dataset
+
+    given = arguments()
+    train = load_dataset(given.dataset).train
+    return Work(
+        train.images.reshape(len(train), -1),
+        train.one_hot(),
+        given.batch_size,
+        given.width,
+        given.latent_size,
+        given.variant,
+    )
+
+
+def wait() -> bool:
+    """Waits for the turn; False if there is none any more."""
+    return bool(sys.stdin.readline().strip())
+
+
+def tell(seconds: float, loss: float) -> None:
+    """Says how long an epoch has taken, and its mean loss."""
+    print(json.dumps({"seconds": seconds, "loss": loss}), flush=True)
+
+
+def take_turns(epoch: Callable[[int], float]) -> None:
+    """Runs an epoch, from its number to its mean loss, whenever it is asked for."""
+    number = 0
+    while wait():
+        begin = time.perf_counter()
+        loss = epoch(number)
+        tell(time.perf_counter() - begin, loss)
+        number += 1
