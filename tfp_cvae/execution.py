@@ -29,7 +29,7 @@ def make_train_function(model: keras.Model, stock: TrainFunction) -> TrainFuncti
 
     Args:
         model: A compiled model.
-        stock: What Keras makes for it, to run for batches whose shape is not known, or of which one is large enough.
+        stock: What Keras makes for it, to run for batches whose shape is not known, or of which two are too large.
     """
     most = int(model._steps_per_execution)
 

@@ -306,7 +306,7 @@ class CVAE(CheckedModel):
         return tf.reduce_sum(pixels * self._hash, axis=-1)
 
     def make_train_function(self, force: bool = False) -> Any:
-        """Makes what `fit` calls, as Keras does; several steps with XLA are one program of XLA (`execution`)."""
+        """Makes what `fit` calls, as Keras does; with XLA, several steps are one program (`execution`)."""
         if force or getattr(self, "train_function", None) is None:
             stock = super().make_train_function(force=True)
             self.train_function = execution.make_train_function(self, stock) if execution.applies(self) else stock
