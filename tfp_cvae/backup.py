@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfp_cvae import atomic, callback_state
+from tfp_cvae import atomic, callback_state, distribution
 from tfp_cvae.callbacks import SwapEMAWeights
 from tfp_cvae.data import EpochCounter
 
@@ -42,8 +43,8 @@ class Backup(keras.callbacks.Callback):
 
     Args:
         folder: Folder for the backups; made if it is not there.
-        batches: What `fit` trains on: a result of `Split.batches`, or, if another function is mapped over it, that
-            result itself; None for data that are the same, in the same order, in each epoch.
+        batches: What `fit` trains on: a result of `Split.batches` or `distribution.distribute`, or, if another function
+            is mapped over it, that result itself; None for data that are the same, in the same order, in each epoch.
         every_seconds: Time that has to pass until the next backup; by default so long that the backups take at most a
             fiftieth of it. What was trained since the last one is trained again, with the same result.
 
@@ -61,14 +62,13 @@ class Backup(keras.callbacks.Callback):
     def __init__(
         self,
         folder: str | os.PathLike[str],
-        batches: tf.data.Dataset | None = None,
+        batches: tf.data.Dataset | tf.distribute.DistributedDataset | None = None,
         *,
         every_seconds: float | None = None,
     ) -> None:
         super().__init__()
         self.folder = pathlib.Path(folder)
         self.every_seconds = every_seconds
-        self._batches = batches
         self._epochs: EpochCounter | None = getattr(batches, "epochs", None)
         if batches is not None and not isinstance(self._epochs, EpochCounter):
             raise TypeError(
@@ -102,7 +102,8 @@ class Backup(keras.callbacks.Callback):
         self._check_fit()
         # Or the first backup, of a training that has not begun, would have no optimizer.
         self.model.optimizer.build(self.model.trainable_variables)
-        atomic.delete_temporary(self.folder)
+        if distribution.is_chief(self.model.distribute_strategy):
+            atomic.delete_temporary(self.folder)
         state = self._read()
         self._set_epoch(state)
         if state is None:
@@ -160,11 +161,9 @@ class Backup(keras.callbacks.Callback):
             raise ValueError(
                 f"optimizer: expected a new one of tf_keras, got {type(self.model.optimizer)}, a legacy one"
             )
-        steps, passes = self.params.get("steps"), self._batches and int(self._batches.cardinality())
+        steps, passes = self.params.get("steps"), self._epochs.steps if self._epochs else None
         if passes and steps != passes:
-            raise ValueError(
-                f"steps_per_epoch: expected {passes}, one pass over the batches in an epoch, got {steps}; leave it out"
-            )
+            raise ValueError(f"steps_per_epoch: expected {passes}, one pass over the batches in an epoch, got {steps}")
 
     def _check_same(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError if the training to go on with is another one."""
@@ -214,21 +213,29 @@ class Backup(keras.callbacks.Callback):
         text = json.dumps(state)
 
         def write(folder: pathlib.Path) -> None:
-            try:
-                tf.train.Checkpoint(model=self.model).write(str(folder / _CHECKPOINT))
-            except tf.errors.OpError as error:
-                # The last part of the message is the reason; before it are temporary names.
-                raise OSError(error.message.rpartition("; ")[2]) from error
+            self._write_checkpoint(folder)
             (folder / _STATE).write_text(text)
             np.savez(folder / _ARRAYS, **arrays)
 
-        atomic.write_folder(self.folder / str(epoch), write)
-        for number in atomic.numbered(self.folder):
-            if number != epoch:
-                atomic.delete_folder(self.folder / str(number))
+        if distribution.is_chief(self.model.distribute_strategy):
+            atomic.write_folder(self.folder / str(epoch), write)
+            for number in atomic.numbered(self.folder):
+                if number != epoch:
+                    atomic.delete_folder(self.folder / str(number))
+        else:
+            # The workers have to read the variables together.
+            with tempfile.TemporaryDirectory() as folder:
+                self._write_checkpoint(pathlib.Path(folder))
         self._set_epoch(state)
         self._written = time.monotonic()
         self._took = self._written - begin
+
+    def _write_checkpoint(self, folder: pathlib.Path) -> None:
+        try:
+            tf.train.Checkpoint(model=self.model).write(str(folder / _CHECKPOINT))
+        except tf.errors.OpError as error:
+            # The last part of the message is the reason; before it are temporary names.
+            raise OSError(error.message.rpartition("; ")[2]) from error
 
     def _read(self) -> dict[str, Any] | None:
         """State of the newest backup."""

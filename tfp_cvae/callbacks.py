@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
+from tfp_cvae import distribution
 from tfp_cvae.atomic import write_atomically
 
 HISTORY_COLUMNS = (
@@ -147,7 +148,7 @@ class SwapEMAWeights(keras.callbacks.Callback):
 
 
 class HistoryCSV(keras.callbacks.Callback):
-    """Writes one row for each epoch, whole or not at all.
+    """Writes one row for each epoch, whole or not at all; of several workers, the chief does.
 
     The columns are `HISTORY_COLUMNS`. `seconds` and `images_per_second` are of the training alone, without
     validation and other callbacks; the bounds are in nats per image.
@@ -193,6 +194,8 @@ class HistoryCSV(keras.callbacks.Callback):
             **(logs or {}),
         }
         self.rows.append(row)
+        if not distribution.is_chief(self.model.distribute_strategy):
+            return
         text = io.StringIO()
         writer = csv.DictWriter(text, HISTORY_COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
@@ -202,6 +205,8 @@ class HistoryCSV(keras.callbacks.Callback):
 
 class ImageGrid(keras.callbacks.Callback):
     """Generates one image of each class after each epoch, always from the same latent, and keeps some of them.
+
+    Of several workers, the chief does.
 
     Kept are the epochs 1, 2, 5, 10, 20, 50, ... and the newest one, in an `.npz` file with `epochs` `[e]` int64 and
     `images` `[e, rows, height, width, channels]` uint8, pixel probabilities times 255. A row is a class; of a model
@@ -234,6 +239,8 @@ class ImageGrid(keras.callbacks.Callback):
         self.images = dict(zip(state["epochs"], state["images"], strict=True))
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        if not distribution.is_chief(self.model.distribute_strategy):
+            return
         num_classes = self.model.num_classes
         if num_classes:
             images = self.model.generate(np.arange(num_classes), np.full(num_classes, self.seed))

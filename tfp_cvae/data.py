@@ -17,6 +17,9 @@ HELD_OUT_SEED = 0
 
 _CHUNK = 8192
 
+# Of the generators of `tf.random`, the one that is the same on all devices.
+_PHILOX = 1
+
 
 @dataclasses.dataclass
 class EpochCounter:
@@ -24,10 +27,12 @@ class EpochCounter:
 
     Attributes:
         next: Number of the epoch that the next iteration over the batches is, from 0.
+        steps: Number of batches in an epoch.
         settings: What `Split.batches` was given.
     """
 
     next: int
+    steps: int
     settings: dict[str, Any]
 
 
@@ -89,6 +94,7 @@ class Split:
         initial_epoch: int = 0,
         drop_remainder: bool = False,
         conditional: bool = True,
+        share: tuple[int, int] = (0, 1),
     ) -> tf.data.Dataset:
         """Batches `((image, one_hot), image)` for `fit`, `evaluate` and `predict`.
 
@@ -107,13 +113,15 @@ class Split:
             initial_epoch: Epoch of the first iteration, to continue an earlier training.
             drop_remainder: Whether to leave out the last batch if it is smaller than the others.
             conditional: Whether to give labels; without, the batches are `(image, image)`.
+            share: `(i, n)` for the i-th of n equal parts, from 0, of each batch: that of one of n workers. Of the
+                training split, and with `drop_remainder`.
 
         Returns:
             `tf.data.Dataset` with image `[batch, height, width, channels]` float32 in [0, 1], one_hot
             `[batch, num_classes]` float32.
 
         Raises:
-            ValueError: If `batch_size` or `binarization` is out of range.
+            ValueError: If `batch_size`, `binarization` or `share` is out of range.
         """
         if not 1 <= batch_size <= len(self):
             raise ValueError(
@@ -121,10 +129,18 @@ class Split:
                 "use a smaller batch or more images"
             )
         checks.choice("binarization", binarization, typing.get_args(Binarization))
+        index, parts = share
+        if not 0 <= index < parts or batch_size % parts or (parts > 1 and (self.name != "train" or not drop_remainder)):
+            raise ValueError(
+                f"share: expected (i, n) with 0 <= i < n, a batch size that n divides, the training split and "
+                f"drop_remainder, got {share} of {batch_size} {self.name} images"
+            )
         settings = {"batch_size": batch_size, "binarization": binarization, "seed": seed, "images": len(self)}
-        epochs = EpochCounter(initial_epoch, {**settings, "drop_remainder": drop_remainder, "conditional": conditional})
+        settings.update(drop_remainder=drop_remainder, conditional=conditional)
+        steps = len(self) // batch_size if drop_remainder else -(-len(self) // batch_size)
+        epochs = EpochCounter(initial_epoch, steps, settings)
         if self.name == "train":
-            dataset = self._epochs(batch_size, binarization, seed, epochs, drop_remainder)
+            dataset = self._epochs(batch_size, binarization, seed, epochs, drop_remainder, share)
         else:
             arrays = (self.binarized(binarization, seed), self.one_hot())
             dataset = tf.data.Dataset.from_tensor_slices(arrays).batch(batch_size, drop_remainder=drop_remainder)
@@ -136,12 +152,19 @@ class Split:
         return dataset
 
     def _epochs(
-        self, batch_size: int, binarization: Binarization, seed: int, epochs: EpochCounter, drop_remainder: bool
+        self,
+        batch_size: int,
+        binarization: Binarization,
+        seed: int,
+        epochs: EpochCounter,
+        drop_remainder: bool,
+        share: tuple[int, int],
     ) -> tf.data.Dataset:
         """Shuffled and freshly binarized batches; each iteration is the next epoch."""
-        size = len(self)
-        steps = size // batch_size if drop_remainder else -(-size // batch_size)
+        size, steps = len(self), epochs.steps
         images, one_hot = tf.constant(self.images), tf.constant(self.one_hot())
+        rows = batch_size // share[1]
+        first = share[0] * rows
 
         def next_epoch() -> Iterator[int]:
             epochs.next += 1
@@ -152,10 +175,11 @@ class Split:
             order = tf.random.experimental.stateless_shuffle(tf.range(size), epoch_seed)
 
             def one_batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-                index = order[step * batch_size : (step + 1) * batch_size]
-                index.set_shape([batch_size if drop_remainder else None])
+                begin = step * batch_size + first
+                index = order[begin : begin + rows]
+                index.set_shape([rows if drop_remainder else None])
                 step_seed = tf.random.experimental.stateless_fold_in(epoch_seed, step)
-                return _binarize(tf.gather(images, index), binarization, step_seed), tf.gather(one_hot, index)
+                return _binarize(tf.gather(images, index), binarization, step_seed, first), tf.gather(one_hot, index)
 
             return tf.data.Dataset.range(steps, output_type=tf.int32).map(
                 one_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
@@ -294,13 +318,38 @@ def _checked_labels(name: str, labels: np.ndarray, size: int, num_classes: int) 
     return labels
 
 
-def _binarize(images: tf.Tensor, binarization: Binarization, seed: tf.Tensor) -> tf.Tensor:
+def _binarize(images: tf.Tensor, binarization: Binarization, seed: tf.Tensor, first: int) -> tf.Tensor:
+    """Binarizes rows of a batch, of which `first` is the number of the first one."""
     if binarization == "threshold":
         return tf.cast(images >= 128, tf.float32)
     grey = tf.cast(images, tf.float32)
     if binarization == "none":
         return grey / 255
-    return tf.cast(tf.random.stateless_uniform(tf.shape(grey), seed, maxval=255.0) < grey, tf.float32)
+    return tf.cast(255 * uniform_rows(seed, tf.shape(grey), first) < grey, tf.float32)
+
+
+def uniform_rows(seed: tf.Tensor, shape: tf.Tensor, first: int) -> tf.Tensor:
+    """Rows of `tf.random.stateless_uniform`, from the row `first` on, without those before it.
+
+    The generator counts: four numbers come of each value of its counter.
+
+    Args:
+        seed: `[2]` integer.
+        shape: Shape of the rows that are wanted, `[rows, ...]` of known rank, int32.
+        first: Number of rows before them.
+
+    Returns:
+        float32 in [0, 1) of that shape.
+
+    Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3 (Philox).
+    """
+    size = tf.reduce_prod(shape)
+    before = tf.cast(first * tf.reduce_prod(shape[1:]), tf.uint64)
+    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
+    counter += tf.stack([before // 4, tf.constant(0, tf.uint64)])
+    skipped = tf.cast(before % 4, tf.int32)
+    drawn = tf.raw_ops.StatelessRandomUniformV2(shape=[skipped + size], key=key, counter=counter, alg=_PHILOX)
+    return tf.reshape(drawn[skipped:], shape)
 
 
 def _labelled(image: tf.Tensor, one_hot: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], tf.Tensor]:

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfp_cvae import atomic, figures
+from tfp_cvae import atomic, distribution, figures
 from tfp_cvae.backup import Backup
 from tfp_cvae.bounds import evaluate_bound
 from tfp_cvae.build import build_cvae
@@ -34,6 +34,7 @@ def train(
     *,
     overwrite: bool = False,
     resume: bool = False,
+    strategy: tf.distribute.Strategy | None = None,
     verbose: int = 1,
 ) -> Run:
     """Trains a model and leaves everything behind in a run folder.
@@ -47,6 +48,8 @@ def train(
         output: Run folder to make; by default `default_output(config)`.
         overwrite: Whether to delete the run that `output` may hold.
         resume: Whether to go on with the run that `output` may hold. A finished one is returned as it is.
+        strategy: Strategy whose replicas train together; by default that of all workers in `TF_CONFIG`, or of one
+            device. All workers call this with the same settings and a folder that all of them see.
         verbose: As for `fit`: 1 shows a progress bar.
 
     Returns:
@@ -56,13 +59,18 @@ def train(
         ValueError: If the data set or the folder is not as expected, another process trains in the folder, or the loss
             became NaN or infinite.
         OSError: If a file cannot be written.
-        ConnectionError: If the data set would have to be downloaded and there is no connection.
+        ConnectionError: If the data set would have to be downloaded and there is no connection, or another worker is
+            gone.
         KeyboardInterrupt: If the training was interrupted, after what was trained so far has been saved.
     """
     config = config or TrainConfig()
     if overwrite and resume:
         raise ValueError("overwrite, resume: expected one of them, got both")
     path = pathlib.Path(output or default_output(config))
+    strategy = strategy or distribution.from_environment()
+    if not distribution.is_chief(strategy):
+        with distribution.explained():
+            return _assist(path, config, strategy)
     # A first look, before the images are loaded.
     run = _begun(path, config, overwrite=overwrite, resume=resume)
     if run is None or not run.is_finished():
@@ -78,10 +86,29 @@ def train(
                 run = Run.create(path, config, dataset, overwrite=overwrite)
             if not run.is_finished():
                 _check_can_resume(run, dataset)
-                return _train(run, dataset, verbose)
+                with distribution.explained():
+                    distribution.wait_for_all(strategy)
+                    _train(run, dataset, strategy, verbose)
+                    distribution.wait_for_all(strategy)
+                return run
+    distribution.wait_for_all(strategy)
     run.delete_old_backup()
     if verbose:
         print(f"{path}: the training is finished")
+    return run
+
+
+def _assist(path: pathlib.Path, config: TrainConfig, strategy: tf.distribute.Strategy) -> Run:
+    """Takes part in a training whose folder is another worker's to write."""
+    dataset = load_dataset(config.dataset)
+    distribution.wait_for_all(strategy)
+    run = Run.load(path)
+    if not run.is_finished():
+        _check_can_resume(run, dataset)
+        keras.utils.set_random_seed(run.config.seed)
+        cvae = _compiled_model(run.config, dataset, strategy)
+        _fit(cvae, run.config, dataset, run, strategy, verbose=0)
+        distribution.wait_for_all(strategy)
     return run
 
 
@@ -129,20 +156,20 @@ def _check_can_resume(run: Run, dataset: Dataset) -> None:
         print(f"resumed with other versions ({', '.join(changed)}): the result can differ in the last digits")
 
 
-def _train(run: Run, dataset: Dataset, verbose: int) -> Run:
+def _train(run: Run, dataset: Dataset, strategy: tf.distribute.Strategy, verbose: int) -> None:
     config = run.config
     keras.utils.set_random_seed(config.seed)
-    cvae = build_model(config, dataset)
-    steps = len(dataset.train) // config.batch_size
-    compile_model(cvae, config, steps_per_epoch=steps)
+    cvae = _compiled_model(config, dataset, strategy)
     if verbose:
+        steps, workers = len(dataset.train) // config.batch_size, distribution.num_workers(strategy)
         print(
-            f"{dataset!r}\nsteps in an epoch: {steps}, the first after a while of compiling; run folder: {run.path}",
+            f"{dataset!r}\nsteps in an epoch: {steps}, the first after a while of compiling; run folder: {run.path}"
+            + (f"; {workers} workers" if workers > 1 else ""),
             flush=True,
         )
     for folder in (run.path, run.path / "figures"):
         atomic.delete_temporary(folder)
-    trained = _fit(cvae, config, dataset, run, verbose)
+    trained = _fit(cvae, config, dataset, run, strategy, verbose)
     best = run.model()
     if trained or not run.has_evaluation():
         # Else it is that of the same model, and perhaps of many more samples.
@@ -151,7 +178,13 @@ def _train(run: Run, dataset: Dataset, verbose: int) -> Run:
         run.write_evaluation({**bound.to_dict(), "protocol": protocol})
     figures.draw(run, best, dataset)
     run.finish()
-    return run
+
+
+def _compiled_model(config: TrainConfig, dataset: Dataset, strategy: tf.distribute.Strategy) -> CVAE:
+    with strategy.scope():
+        cvae = build_model(config, dataset)
+        compile_model(cvae, config, steps_per_epoch=len(dataset.train) // config.batch_size)
+    return cvae
 
 
 def build_model(config: TrainConfig, dataset: Dataset) -> CVAE:
@@ -192,8 +225,10 @@ def compile_model(cvae: CVAE, config: TrainConfig, steps_per_epoch: int) -> None
         loss=loss,
         metrics=[ELBO(), Rate(), Distortion()],
         # XLA fuses the element-wise part of dense networks, which pays for the seconds that it compiles only after some
-        # steps; on a CPU its convolutions are slower than TensorFlow's.
-        jit_compile=config.network != "conv" and steps_per_epoch * config.epochs >= _XLA_PAYS_FROM_STEPS,
+        # steps; on a CPU its convolutions are slower than TensorFlow's, and it cannot sum over replicas.
+        jit_compile=config.network != "conv"
+        and steps_per_epoch * config.epochs >= _XLA_PAYS_FROM_STEPS
+        and tf.distribute.get_strategy().num_replicas_in_sync == 1,
         steps_per_execution=min(_STEPS_PER_EXECUTION, steps_per_epoch),
     )
 
@@ -204,14 +239,20 @@ def held_out_batches(split: Split, config: TrainConfig) -> tf.data.Dataset:
     return split.batches(batch_size, binarization=config.binarization, conditional=config.conditional)
 
 
-def _fit(cvae: CVAE, config: TrainConfig, dataset: Dataset, run: Run, verbose: int) -> bool:
+def _fit(
+    cvae: CVAE, config: TrainConfig, dataset: Dataset, run: Run, strategy: tf.distribute.Strategy, verbose: int
+) -> bool:
     """Whether there was anything left to train."""
-    batches = dataset.train.batches(
-        config.batch_size,
-        binarization=config.binarization,
-        seed=config.seed,
-        drop_remainder=True,
-        conditional=config.conditional,
+    batches = distribution.distribute(
+        lambda share: dataset.train.batches(
+            config.batch_size,
+            binarization=config.binarization,
+            seed=config.seed,
+            drop_remainder=True,
+            conditional=config.conditional,
+            share=share,
+        ),
+        strategy,
     )
     steps_per_epoch = len(dataset.train) // config.batch_size
     # The true bound that is trained: the loss itself for IWAE, the ELBO whatever the weight of the KL.
@@ -230,7 +271,9 @@ def _fit(cvae: CVAE, config: TrainConfig, dataset: Dataset, run: Run, verbose: i
     backup = Backup(run.backup_folder, batches)
     if backup.finished:
         return False
-    run.delete_evaluation()
+    is_chief = distribution.is_chief(strategy)
+    if is_chief:
+        run.delete_evaluation()
     if backup.epoch and verbose:
         print(f"resumed after {backup.epoch} epochs", flush=True)
     interruption = _Interruption()
@@ -240,13 +283,14 @@ def _fit(cvae: CVAE, config: TrainConfig, dataset: Dataset, run: Run, verbose: i
             batches,
             validation_data=held_out_batches(dataset.validation, config),
             epochs=config.epochs,
+            steps_per_epoch=steps_per_epoch,
             initial_epoch=backup.initial_epoch,
             callbacks=[*listeners, backup, interruption],
             verbose=verbose,
         )
     except (KeyboardInterrupt, NonFiniteLossError) as error:
         which = "best" if run.has_model() else "only"
-        if not run.has_model():
+        if not run.has_model() and is_chief:
             cvae.save(run.path / "model.keras")
         kept = f"the {which} model so far is {run.path / 'model.keras'}"
         if isinstance(error, NonFiniteLossError):

@@ -105,6 +105,7 @@ def test_killed_at_any_moment(processes, reference, tmp_path, request, record_pr
         assert process.exitcode == 0
         assert crash.differences(expected, crash.result(place)) == [], name
         finished += 1
+        print(f"{kills.total()} kills, {finished} trainings", flush=True)
         shutil.rmtree(place)
     line = f"{kills.total()} kills, {finished} trainings; what there was at a kill: {counted(kills)}"
     record_property("kills", line)

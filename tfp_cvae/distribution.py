@@ -1,0 +1,138 @@
+"""Training on several devices or machines: the strategy, and who does what.
+
+A replica is a device with a copy of the model, a worker a process with some of them. Each worker reads its share of
+each batch, the gradients are summed over all, and the chief, the first worker, writes the files.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+
+import tensorflow as tf
+
+from tfp_cvae.data import EpochCounter
+
+# What TensorFlow raises when another worker is gone, and sometimes means something else by.
+_GONE = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
+_ROLES = ("chief", "worker")
+
+
+def from_environment() -> tf.distribute.Strategy:
+    """The strategy that the environment asks for.
+
+    Returns:
+        `tf.distribute.MultiWorkerMirroredStrategy` if `TF_CONFIG` names several workers, and else that of one device.
+        It waits for the other workers.
+
+    Raises:
+        ValueError: If `TF_CONFIG` does not name a cluster of workers and one of them, or TensorFlow has computed
+            something before.
+    """
+    text = os.environ.get("TF_CONFIG")
+    if not text:
+        return tf.distribute.get_strategy()
+    try:
+        content = json.loads(text)
+        cluster = content.get("cluster", {})
+        task = content["task"] if cluster else None
+        roles = {role: list(cluster[role]) for role in cluster}
+        if task and not (set(roles) <= set(_ROLES) and 0 <= int(task["index"]) < len(roles[task["type"]])):
+            raise ValueError(f"the roles {sorted(roles)} and the task {task}")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            'TF_CONFIG: expected {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}, '
+            f"got {text!r} ({type(error).__name__}: {error}); docs: Several workers"
+        ) from error
+    if sum(map(len, roles.values())) < 2:
+        return tf.distribute.get_strategy()
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except RuntimeError as error:
+        raise ValueError(
+            f"TF_CONFIG: expected a strategy to be made before TensorFlow computes anything, got: {error}; make it "
+            "first, in a fresh process, and pass it as `strategy`"
+        ) from error
+
+
+def num_workers(strategy: tf.distribute.Strategy) -> int:
+    """Number of processes that train together."""
+    resolver = strategy.cluster_resolver
+    cluster = resolver.cluster_spec().as_dict() if resolver else {}
+    return max(1, sum(len(cluster.get(role, ())) for role in _ROLES))
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this worker is the one that writes."""
+    resolver = strategy.cluster_resolver
+    if num_workers(strategy) == 1:
+        return True
+    has_chief = "chief" in resolver.cluster_spec().as_dict()
+    return resolver.task_type == "chief" or (not has_chief and resolver.task_id == 0)
+
+
+def wait_for_all(strategy: tf.distribute.Strategy) -> None:
+    """Returns when each worker has called this."""
+
+    def meet() -> tf.Tensor:
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.ones([]))
+
+    if num_workers(strategy) > 1:
+        tf.function(lambda: strategy.run(meet))()
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Says in words that another worker is gone.
+
+    Raises:
+        ConnectionError: In the place of what TensorFlow raises then.
+    """
+    try:
+        yield
+    except _GONE as error:
+        raise ConnectionError(
+            f"TF_CONFIG: expected all workers to stay until the end, got {type(error).__name__}: one was stopped or "
+            "cannot be reached; start all of them again with --resume"
+        ) from error
+
+
+def distribute(
+    make: Callable[[tuple[int, int]], tf.data.Dataset], strategy: tf.distribute.Strategy
+) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+    """Batches for `fit` on the replicas of a strategy, of which each worker makes its share alone.
+
+        distribute(lambda share: data.train.batches(128, drop_remainder=True, share=share), strategy)
+
+    Give `fit` the `steps_per_epoch`, as the epochs follow each other without end where there are several replicas.
+
+    Args:
+        make: From a share `(i, n)` to that part of the batches, as of `Split.batches`.
+        strategy: Strategy whose replicas are trained.
+
+    Returns:
+        Batches with the attribute `epochs` of the share of this worker, for `Backup`.
+
+    Raises:
+        ValueError: If the replicas cannot have equal parts of a batch.
+    """
+    replicas = strategy.num_replicas_in_sync
+    whole = make((0, 1))
+    if replicas == 1:
+        return whole
+    batch_size = whole.epochs.settings["batch_size"]
+    if batch_size % replicas:
+        raise ValueError(
+            f"batch_size: expected a multiple of {replicas}, the number of replicas, got {batch_size}; give each the "
+            "same number of images"
+        )
+    epochs: list[EpochCounter] = []
+
+    def share(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        batches = make((context.input_pipeline_id, context.num_input_pipelines))
+        epochs.append(batches.epochs)
+        return batches.repeat().rebatch(batch_size // replicas)
+
+    distributed = strategy.distribute_datasets_from_function(share)
+    (distributed.epochs,) = epochs
+    return distributed
