@@ -20,6 +20,8 @@ import tempfile
 PEERS = {
     "tfp_cvae": ("package.py", ""),
     "tfp_cvae, a program for each step": ("package.py", "keras"),
+    "tfp_cvae, without XLA": ("package.py", "kernels"),
+    "tfp_cvae, 2 workers": ("package.py", "2 workers"),
     "JAX, jitted scan": ("jax_scan.py", ""),
     "PyTorch, eager": ("torch_loop.py", ""),
     "PyTorch, compile": ("torch_loop.py", "compile"),

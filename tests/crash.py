@@ -116,11 +116,11 @@ def check_whole(folder):
         assert (version / "assets.extra/model_card.json").is_file()
 
 
-def result(folder):
+def result(path):
     """All that a finished run has come to, without the time that it took."""
-    found = Run.load(folder / "run")
+    found = Run.load(path)
     assert found.faults() == {}
-    with zipfile.ZipFile(folder / "run/model.keras") as archive, archive.open("model.weights.h5") as file:
+    with zipfile.ZipFile(path / "model.keras") as archive, archive.open("model.weights.h5") as file:
         weights = {}
         with h5py.File(file) as opened:
             opened.visititems(
@@ -132,8 +132,8 @@ def result(folder):
         "history": [{key: value for key, value in row.items() if key not in TIMINGS} for row in found.history()],
         "images by epoch": {"epochs": epochs, "images": images},
         "evaluation": found.evaluation(),
-        "figures": {path.name: path.read_bytes() for path in (folder / "run/figures").glob("*.png")},
-        "left over": sorted(path.name for path in (folder / "run").rglob(".tmp*")),
+        "figures": {path.name: path.read_bytes() for path in (path / "figures").glob("*.png")},
+        "left over": sorted(path.name for path in path.rglob(".tmp*")),
     }
 
 

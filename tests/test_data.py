@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from conftest import stripes
 
-from tfp_cvae.data import Split, make_dataset
+from tfp_cvae.data import Split, make_dataset, uniform_rows
 
 
 def epochs(dataset, count):
@@ -48,6 +48,43 @@ def test_an_epoch_shows_every_image_once_with_its_label():
         np.testing.assert_array_equal(one_hot.argmax(axis=1), labels[index])
         assert sizes == [32, 32, 32, 4]
     assert epochs(split.batches(32, drop_remainder=True), 1)[0][2] == [32, 32, 32]
+
+
+@pytest.mark.parametrize(("size", "parts"), [(8, 2), (8, 4), (3, 2), (3, 8)])
+@pytest.mark.parametrize("binarization", ["dynamic", "none"])
+def test_shares_together_are_the_batches(size, parts, binarization):
+    images, labels = stripes(60, size=size, num_classes=1)
+    split = Split("train", images, labels, 1)
+    options = {"drop_remainder": True, "seed": 3, "binarization": binarization}
+    whole = epochs(split.batches(16, **options), 2)
+    shares = [epochs(split.batches(16, share=(index, parts), **options), 2) for index in range(parts)]
+    for epoch, (image, one_hot, sizes) in enumerate(whole):
+        assert sizes == [16, 16, 16]
+        for array, position in ((image, 0), (one_hot, 1)):
+            rows = [share[epoch][position].reshape(3, 16 // parts, *array.shape[1:]) for share in shares]
+            np.testing.assert_array_equal(np.concatenate(rows, axis=1).reshape(array.shape), array)
+
+
+@pytest.mark.parametrize(
+    ("split", "arguments"),
+    [
+        ("train", {"share": (2, 2), "drop_remainder": True}),
+        ("train", {"share": (0, 3), "drop_remainder": True}),
+        ("train", {"share": (0, 2)}),
+        ("validation", {"share": (0, 2), "drop_remainder": True}),
+    ],
+)
+def test_shares_that_there_are_not(dataset, split, arguments):
+    with pytest.raises(ValueError, match=r"share: expected \(i, n\) with 0 <= i < n"):
+        getattr(dataset, split).batches(16, **arguments)
+
+
+@pytest.mark.parametrize("shape", [(6, 8, 8, 1), (7, 3, 3, 1), (5, 1, 1, 3)])
+def test_uniform_rows_are_those_of_the_whole_draw(shape):
+    whole = tf.random.stateless_uniform(shape, [5, 7]).numpy()
+    for first in range(shape[0]):
+        rows = uniform_rows(tf.constant([5, 7]), tf.constant([shape[0] - first, *shape[1:]]), first)
+        np.testing.assert_array_equal(rows, whole[first:])
 
 
 def test_keras_sees_how_many_batches_there_are(dataset):

@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 
 import keras as keras_3
 import numpy as np
@@ -303,32 +301,6 @@ def test_ways_to_run(dataset, options, tolerance):
         return cvae.fit(dataset.train.batches(32), epochs=2, verbose=0).history["loss"]
 
     np.testing.assert_allclose(train(**options), train(), rtol=tolerance)
-
-
-MIRRORED = """
-import sys
-import numpy as np, tensorflow as tf
-from tfp_cvae.build import build_cvae
-from tfp_cvae.losses import ELBO, NegativeELBO
-from tfp_cvae.sources import load_dataset
-(cpu,) = tf.config.list_physical_devices("CPU")
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-assert strategy.num_replicas_in_sync == 2
-with strategy.scope():
-    cvae = build_cvae((8, 8, 1), 3, latent_size=4, width=16)
-    cvae.compile("adam", loss=NegativeELBO(), metrics=[ELBO()])
-data = load_dataset(sys.argv[1])
-batches, validation = data.train.batches(32), data.validation.batches(8)
-losses = cvae.fit(batches, validation_data=validation, epochs=5, verbose=0).history["loss"]
-assert losses[-1] < losses[0], losses
-assert cvae.step.numpy() == 5 * 7
-"""
-
-
-def test_two_mirrored_replicas(npz):
-    result = subprocess.run([sys.executable, "-c", MIRRORED, str(npz)], check=False, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
 
 
 def test_a_mixture_of_classes_is_a_label(cvae, batch):

@@ -169,7 +169,7 @@ def test_resumed_run_is_that_of_a_training_that_was_not_stopped(stopped, tmp_pat
     assert "resumed after 1 epochs" in capsys.readouterr().out
     (tmp_path / "resumed").mkdir()
     stopped.path.rename(tmp_path / "resumed" / "run")
-    assert crash.differences(crash.result(tmp_path / "whole"), crash.result(tmp_path / "resumed")) == []
+    assert crash.differences(crash.result(tmp_path / "whole/run"), crash.result(tmp_path / "resumed/run")) == []
 
 
 def test_resume_takes_the_settings_from_the_run(stopped, capsys):
@@ -177,10 +177,10 @@ def test_resume_takes_the_settings_from_the_run(stopped, capsys):
     assert Run.load(stopped.path).config == stopped.config
     assert stopped.faults() == {}
     capsys.readouterr()
-    before = crash.result(stopped.path.parent)
+    before = crash.result(stopped.path)
     assert cli.main(["train", "--resume", "--output", str(stopped.path)]) == 0
     assert "the training is finished" in capsys.readouterr().out
-    assert crash.differences(before, crash.result(stopped.path.parent)) == []
+    assert crash.differences(before, crash.result(stopped.path)) == []
 
 
 def test_evaluation_of_a_finished_training_is_kept(folder, npz):

@@ -1,11 +1,20 @@
-"""This package: `compile` and `fit` as `tfp-cvae train` does; with the variant "keras", a program for each step."""
+"""This package: `compile` and `fit` as `tfp-cvae train` does.
 
+Variants: "keras" has a program for each step, "kernels" no XLA, and "2 workers" and the like share each batch among as
+many processes, which have no XLA either.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
 import time
 
 import tf_keras as keras
 import work
 
-from tfp_cvae import execution
+from tfp_cvae import distribution, execution
 from tfp_cvae.config import TrainConfig
 from tfp_cvae.sources import load_dataset
 from tfp_cvae.training import build_model, compile_model
@@ -23,8 +32,33 @@ class Turns(keras.callbacks.Callback):
             work.tell(time.perf_counter() - self.begin, logs["loss"])
 
 
+def start_workers(number):
+    """Makes this process the chief of as many, and starts the others."""
+    sockets = [socket.create_server(("localhost", 0)) for _ in range(number)]
+    cluster = {"worker": [f"localhost:{free.getsockname()[1]}" for free in sockets]}
+    for free in sockets:
+        free.close()
+    for index in reversed(range(number)):
+        os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
+        if index:
+            yield subprocess.Popen([sys.executable, *sys.argv], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
 def main():
     given = work.arguments()
+    is_assistant = "TF_CONFIG" in os.environ
+    others = []
+    if given.variant.endswith("workers") and not is_assistant:
+        others = list(start_workers(int(given.variant.split()[0])))
+    try:
+        train(given, [] if is_assistant else [Turns()])
+    finally:
+        for other in others:
+            other.kill()
+
+
+def train(given, callbacks):
+    strategy = distribution.from_environment()
     if given.variant == "keras":
         execution.applies = lambda model: False
     data = load_dataset(given.dataset)
@@ -37,13 +71,19 @@ def main():
         epochs=1000,
     )
     keras.utils.set_random_seed(0)
-    cvae = build_model(config, data)
-    # The others begin without what the mean image tells.
-    bias = cvae.decoder.get_layer("pixel_bias").bias
-    bias.assign(0 * bias)
-    compile_model(cvae, config, steps_per_epoch=len(data.train) // given.batch_size)
-    batches = data.train.batches(given.batch_size, drop_remainder=True)
-    cvae.fit(batches, epochs=config.epochs, callbacks=[Turns()], verbose=0)
+    steps = len(data.train) // given.batch_size
+    with strategy.scope():
+        cvae = build_model(config, data)
+        # The others begin without what the mean image tells.
+        bias = cvae.decoder.get_layer("pixel_bias").bias
+        bias.assign(0 * bias)
+        compile_model(cvae, config, steps_per_epoch=steps)
+        if given.variant == "kernels":
+            cvae.jit_compile = False
+    batches = distribution.distribute(
+        lambda share: data.train.batches(given.batch_size, drop_remainder=True, share=share), strategy
+    )
+    cvae.fit(batches, epochs=config.epochs, steps_per_epoch=steps, callbacks=callbacks, verbose=0)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def reference(processes, tmp_path_factory):
         process.join()
         assert process.exitcode == 0
         seconds = time.monotonic() - begin
-        return settings, crash.result(place), int((place / "moments").read_text()), seconds
+        return settings, crash.result(place / "run"), int((place / "moments").read_text()), seconds
 
     return undisturbed
 
@@ -103,7 +103,7 @@ def test_killed_at_any_moment(processes, reference, tmp_path, request, record_pr
         process = start(processes, settings, place)
         process.join()
         assert process.exitcode == 0
-        assert crash.differences(expected, crash.result(place)) == [], name
+        assert crash.differences(expected, crash.result(place / "run")) == [], name
         finished += 1
         print(f"{kills.total()} kills, {finished} trainings", flush=True)
         shutil.rmtree(place)

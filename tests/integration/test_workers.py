@@ -1,0 +1,127 @@
+"""Several workers train as one does, each in a process of its own, and survive that one of them is killed."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import crash
+import numpy as np
+import pytest
+from conftest import stripes
+
+from tfp_cvae.cli import main
+
+SETTINGS = {"epochs": 4, "batch-size": 16, "width": 16, "latent-size": 4, "ema-momentum": 0.9, "kl-warmup-epochs": 2}
+# With a backup after each epoch, however short it is.
+PROGRAM = """
+import sys
+from tfp_cvae import cli, commands
+commands.import_tensorflow_quietly()
+from tfp_cvae import backup
+backup.Backup.__init__.__kwdefaults__["every_seconds"] = 0
+sys.exit(cli.main())
+"""
+# Of sums in another order, after 48 steps.
+TOLERANCE = 1e-3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with images, and a run of one worker on them."""
+    folder = tmp_path_factory.mktemp("workers")
+    images, labels = stripes()
+    np.savez(folder / "stripes.npz", images=images, labels=labels)
+    assert main(words(folder, "one")) == 0
+    return folder
+
+
+def words(folder, name, *more):
+    settings = [word for flag, value in SETTINGS.items() for word in (f"--{flag}", str(value))]
+    return ["train", "--dataset", f"{folder}/stripes.npz", "--output", f"{folder}/{name}", *settings, *more]
+
+
+def start(number, *args):
+    """As many workers, the chief first."""
+    sockets = [socket.create_server(("localhost", 0)) for _ in range(number)]
+    cluster = {"worker": [f"localhost:{free.getsockname()[1]}" for free in sockets]}
+    for free in sockets:
+        free.close()
+    workers = []
+    for index in range(number):
+        task = {"cluster": cluster, "task": {"type": "worker", "index": index}}
+        workers.append(
+            subprocess.Popen(
+                [sys.executable, "-c", PROGRAM, *words(*args)],
+                env={**os.environ, "TF_CONFIG": json.dumps(task)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return workers
+
+
+def finish(workers):
+    """What they have printed, after all have come to a good end."""
+    printed = [worker.communicate() for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * len(workers), printed
+    return printed
+
+
+def assert_close(found, expected):
+    """The same training, but for the order of sums."""
+    assert list(found["weights, optimizer, moving averages"]) == list(expected["weights, optimizer, moving averages"])
+    for name, value in expected["weights, optimizer, moving averages"].items():
+        np.testing.assert_allclose(
+            found["weights, optimizer, moving averages"][name], value, rtol=TOLERANCE, atol=TOLERANCE, err_msg=name
+        )
+    for row, expected_row in zip(found["history"], expected["history"], strict=True):
+        assert row == pytest.approx(expected_row, rel=TOLERANCE)
+    assert found["evaluation"]["elbo"] == pytest.approx(expected["evaluation"]["elbo"], rel=TOLERANCE)
+
+
+@pytest.fixture(scope="module")
+def two(folder):
+    """What two workers have come to, and printed."""
+    printed = finish(start(2, folder, "two"))
+    return crash.result(folder / "two"), printed
+
+
+def test_two_workers_are_as_one(folder, two):
+    found, ((chief, _), (other, _)) = two
+    assert "2 workers" in chief
+    assert "Epoch" not in other
+    assert_close(found, crash.result(folder / "one"))
+
+
+def test_four_workers_are_as_one(folder):
+    finish(start(4, folder, "four"))
+    assert_close(crash.result(folder / "four"), crash.result(folder / "one"))
+
+
+def test_a_killed_worker(folder, two):
+    """The others end with one line, and after a new start the result is that of workers nobody has killed."""
+    workers = start(2, folder, "killed", "--resume")
+    while not list(folder.glob("killed/backup/[1-9]")) and all(worker.poll() is None for worker in workers):
+        time.sleep(0.02)
+    workers[1].kill()
+    out, error = workers[0].communicate()
+    workers[1].communicate()
+    assert workers[0].returncode == 2, out + error
+    assert error.startswith("error: TF_CONFIG: expected all workers to stay until the end"), error
+    assert error.count("\n") == 1
+    (begun, _), _ = finish(start(2, folder, "killed", "--resume"))
+    assert "resumed after" in begun
+    assert crash.differences(crash.result(folder / "killed"), two[0]) == []
+
+
+def test_a_folder_that_is_taken(folder):
+    """The chief refuses, and the others do not wait for it."""
+    workers = start(2, folder, "one")
+    (_, chief), (_, other) = [worker.communicate() for worker in workers]
+    assert [worker.returncode for worker in workers] == [2, 2], chief + other
+    assert chief.startswith("error: output: expected a new folder"), chief
+    assert other.startswith("error: TF_CONFIG: expected all workers to stay until the end"), other

@@ -1,0 +1,92 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+
+from tfp_cvae import distribution
+
+CLUSTER = {"worker": ["localhost:1", "localhost:2"]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "worker 0",
+        "[]",
+        json.dumps({"cluster": CLUSTER}),
+        json.dumps({"cluster": CLUSTER, "task": {"type": "worker", "index": 2}}),
+        json.dumps({"cluster": CLUSTER, "task": {"type": "chief", "index": 0}}),
+        json.dumps({"cluster": {**CLUSTER, "ps": ["localhost:3"]}, "task": {"type": "worker", "index": 0}}),
+    ],
+)
+def test_a_cluster_that_there_is_not(monkeypatch, text):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(ValueError, match=r'TF_CONFIG: expected \{"cluster": \{"worker": \["host:port", ...\]\}'):
+        distribution.from_environment()
+
+
+def test_a_strategy_that_comes_too_late(monkeypatch):
+    tf.zeros([]).numpy()
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": CLUSTER, "task": {"type": "worker", "index": 0}}))
+    with pytest.raises(ValueError, match="TF_CONFIG: expected a strategy to be made before TensorFlow computes"):
+        distribution.from_environment()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", json.dumps({"cluster": {"worker": ["localhost:1"]}, "task": {"type": "worker", "index": 0}})]
+)
+def test_a_single_worker(monkeypatch, text):
+    monkeypatch.setenv("TF_CONFIG", text)
+    strategy = distribution.from_environment()
+    assert strategy.num_replicas_in_sync == distribution.num_workers(strategy) == 1
+    assert distribution.is_chief(strategy)
+
+
+MIRRORED = """
+import sys
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+import tfp_cvae
+from tfp_cvae.distribution import distribute
+
+(cpu,) = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+data = tfp_cvae.load_dataset(sys.argv[1])
+
+
+def train(strategy):
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        cvae = tfp_cvae.build_cvae((8, 8, 1), 3, latent_size=4, width=16, num_samples=2)
+        cvae.compile("adam", loss=tfp_cvae.NegativeELBO(), metrics=[tfp_cvae.ELBO()])
+    batches = distribute(lambda share: data.train.batches(32, drop_remainder=True, share=share), strategy)
+    validation = data.validation.batches(8)
+    history = cvae.fit(batches, validation_data=validation, epochs=5, steps_per_epoch=6, verbose=0).history
+    assert cvae.step.numpy() == 5 * 6
+    try:
+        distribute(lambda share: data.train.batches(31, drop_remainder=True, share=share), strategy)
+    except ValueError as error:
+        assert "batch_size: expected a multiple of 2, the number of replicas, got 31" in str(error)
+    else:
+        assert strategy.num_replicas_in_sync == 1
+    # And what Keras deals out by itself, the last batch of which is smaller.
+    cvae.fit(data.train.batches(32), epochs=1, verbose=0)
+    return history
+
+
+one = train(tf.distribute.get_strategy())
+two = train(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+for name, values in one.items():
+    np.testing.assert_allclose(two[name], values, rtol=1e-4, err_msg=name)
+assert one["loss"][-1] < one["loss"][0]
+"""
+
+
+def test_two_replicas_are_as_one(npz):
+    result = subprocess.run([sys.executable, "-c", MIRRORED, str(npz)], check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
