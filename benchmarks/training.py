@@ -25,6 +25,9 @@ PEERS = {
     "JAX, jitted scan": ("jax_scan.py", ""),
     "PyTorch, eager": ("torch_loop.py", ""),
     "PyTorch, compile": ("torch_loop.py", "compile"),
+    "PyTorch, bfloat16": ("torch_loop.py", "bfloat16"),
+    "Keras 3, train_step": ("keras3_step.py", ""),
+    "TFP, tfpl and fit": ("tfpl_fit.py", ""),
     "matrix products alone": ("products.py", ""),
 }
 FOLDER = pathlib.Path(__file__).parent / "peers"

@@ -9,7 +9,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 
 import tf_keras as keras
 import work
@@ -20,16 +19,8 @@ from tfp_cvae.sources import load_dataset
 from tfp_cvae.training import build_model, compile_model
 
 
-class Turns(keras.callbacks.Callback):
+class Turns(work.turns(keras.callbacks.Callback)):
     """Waits for a turn before each epoch."""
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.model.stop_training = not work.wait()
-        self.begin = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        if not self.model.stop_training:
-            work.tell(time.perf_counter() - self.begin, logs["loss"])
 
 
 def start_workers(number):

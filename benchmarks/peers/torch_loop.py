@@ -1,4 +1,7 @@
-"""PyTorch by hand: images in memory, fused Adam; with the variant "compile", the loss through `torch.compile`."""
+"""PyTorch by hand: images in memory, fused Adam.
+
+Variants: "compile" has the loss through `torch.compile`, "bfloat16" under autocast.
+"""
 
 import torch
 import work
@@ -35,7 +38,8 @@ def main():
             image = (torch.rand_like(grey) * 255 < grey).float()
             noise = torch.randn(task.batch_size, task.latent_size)
             optimizer.zero_grad(set_to_none=True)
-            value = objective(weights, image, one_hot[index], noise)
+            with torch.autocast("cpu", torch.bfloat16, enabled=task.variant == "bfloat16"):
+                value = objective(weights, image, one_hot[index], noise)
             value.backward()
             optimizer.step()
             total += value.detach()

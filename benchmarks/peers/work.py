@@ -18,6 +18,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -99,3 +100,31 @@ def take_turns(epoch: Callable[[int], float]) -> None:
         loss = epoch(number)
         tell(time.perf_counter() - begin, loss)
         number += 1
+
+
+def turns(kind: type) -> type:
+    """A callback, of the Keras whose base class this is, that waits for a turn before each epoch."""
+
+    class Turns(kind):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            self.model.stop_training = not wait()
+            self.begin = time.perf_counter()
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            if not self.model.stop_training:
+                tell(time.perf_counter() - self.begin, float(logs["loss"]))
+
+    return Turns
+
+
+def dataset(task: Work) -> Any:
+    """Batches (image, one_hot) as users of `tf.data` write them."""
+    import tensorflow as tf
+
+    def binarized(image: tf.Tensor, one_hot: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        image = tf.cast(image, tf.float32)
+        return tf.cast(tf.random.uniform(tf.shape(image)) * 255 < image, tf.float32), one_hot
+
+    rows = tf.data.Dataset.from_tensor_slices((task.images, task.one_hot)).shuffle(len(task.images))
+    batches = rows.batch(task.batch_size, drop_remainder=True, num_parallel_calls=tf.data.AUTOTUNE)
+    return batches.map(binarized, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
