@@ -416,9 +416,24 @@ def test_arrays(tmp_path):
     np.testing.assert_array_equal(found.pop("a"), array)
     assert found.pop("b").tolist() == ["x", "yz"]
     assert not found
+    for text in (
+        np.array("\U0010ffff", "<U2"),
+        np.array(["a", "bc"], ">U4"),
+        np.array([], "<U2"),
+        np.array([""], "<U0"),
+    ):
+        np.savez(tmp_path / "text.npz", a=text)
+        assert archive.load_arrays(tmp_path / "text.npz", ["a"])["a"].tolist() == text.tolist()
     # Blank arrays of a normal size are no trick.
     np.savez_compressed(tmp_path / "zeros.npz", a=np.zeros((2000, 28, 28, 3), np.float32))
     assert not archive.load_arrays(tmp_path / "zeros.npz", ["a"])["a"].any()
+
+
+# Of text, one row for each array: the last number that Python takes for a character is 0x10FFFF.
+NOT_UNICODE = [
+    ("<U3", np.array([[97, 0x110000, 0], [97, 98, 99]], "<u4")),
+    (">U3", np.array([[97, 98, 0], [97, 98, 0xFFFFFFFF]], ">u4")),
+]
 
 
 def test_evil_arrays(tmp_path):
@@ -436,6 +451,7 @@ def test_evil_arrays(tmp_path):
         ({"a.npy": header(b"{'descr': '<U500000000', 'fortran_order': False, 'shape': (1,)}\n")}, {}, "another size"),
         ({"a.npy": header(b"(" * 9000)}, {}, "an unreadable one"),
         ({"a.npy": header(claim % -5)}, {}, "another size"),
+        *[({"a.npy": npy(points.view(kind))}, {}, "a.npy, whose text is not Unicode") for kind, points in NOT_UNICODE],
     ]
     for members, options, message in cases:
         write(path, members, **options)

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import stat
+import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -168,7 +169,13 @@ def _claimed_size(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
 
 def _read_array(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     with file.open(member) as opened:
-        return np.lib.format.read_array(opened, allow_pickle=False)
+        array = np.lib.format.read_array(opened, allow_pickle=False)
+    if array.dtype.kind == "U" and array.nbytes:
+        # NumPy does not look, and Python cannot make text of it.
+        code_points = np.ascontiguousarray(array).view(np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
+        if code_points.max() > sys.maxunicode:
+            raise ValueError(f"{member.filename}, whose text is not Unicode")
+    return array
 
 
 def walk(content: Any) -> Iterator[tuple[Any, int]]:

@@ -1,4 +1,4 @@
-"""Keras 3's documented way: a model with its own `train_step`, as in its examples of a VAE; XLA where Keras sees fit."""
+"""Keras 3's documented way: a model with its own `train_step`, as in its example of a VAE; XLA where Keras sees fit."""
 
 import os
 
