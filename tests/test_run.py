@@ -225,7 +225,7 @@ def test_resume_when_there_is_room_again(tmp_path, npz):
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
     process = start(npz, tmp_path / "run", preexec_fn=limit_file_size)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=300)
     assert process.returncode == 2
     (line,) = stderr.splitlines()
     assert line.startswith(f"error: {tmp_path / 'run' / 'backup' / '0'}: expected to write it, got: File too large")
@@ -297,7 +297,7 @@ def test_folder_is_deleted_while_training(tmp_path, npz):
     process = start(npz, tmp_path / "run")
     wait_for(tmp_path / "run" / "model.keras")
     (tmp_path / "run").rename(tmp_path / "elsewhere")
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=300)
     assert process.returncode == 2
     (line,) = stderr.splitlines()
     assert line.startswith(f"error: {tmp_path / 'run'}/")

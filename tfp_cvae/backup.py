@@ -130,7 +130,8 @@ class Backup(keras.callbacks.Callback):
             self._restore_callbacks()
         else:
             wait = _TIMES_AS_LONG * self._took if self.every_seconds is None else self.every_seconds
-            if time.monotonic() >= self._written + wait:
+            is_due = time.monotonic() >= self._written + wait
+            if distribution.decided_by_chief(self.model.distribute_strategy, is_due):
                 self._write(epoch, finished=False)
 
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
@@ -223,7 +224,7 @@ class Backup(keras.callbacks.Callback):
                 if number != epoch:
                     atomic.delete_folder(self.folder / str(number))
         else:
-            # The workers have to read the variables together.
+            # Variables that are summed when they are read, as of BatchNormalization, all workers have to read together.
             with tempfile.TemporaryDirectory() as folder:
                 self._write_checkpoint(pathlib.Path(folder))
         self._set_epoch(state)

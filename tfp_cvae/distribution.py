@@ -73,12 +73,20 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 def wait_for_all(strategy: tf.distribute.Strategy) -> None:
     """Returns when each worker has called this."""
+    decided_by_chief(strategy, False)
 
-    def meet() -> tf.Tensor:
-        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.ones([]))
 
-    if num_workers(strategy) > 1:
-        tf.function(lambda: strategy.run(meet))()
+def decided_by_chief(strategy: tf.distribute.Strategy, decision: bool) -> bool:
+    """What the chief has given, after each worker has called this."""
+    if num_workers(strategy) == 1:
+        return decision
+    vote = tf.constant(int(decision and is_chief(strategy)))
+
+    def count() -> tf.Tensor:
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, vote)
+
+    votes = tf.function(lambda: strategy.run(count))()
+    return bool(strategy.experimental_local_results(votes)[0] > 0)
 
 
 @contextlib.contextmanager

@@ -269,6 +269,8 @@ def _fit(
         *([keras.callbacks.TensorBoard(run.path / "tensorboard")] if config.tensorboard else []),
     ]
     backup = Backup(run.backup_folder, batches)
+    # Or the chief could have finished the run before all have seen what there is to do.
+    distribution.wait_for_all(strategy)
     if backup.finished:
         return False
     is_chief = distribution.is_chief(strategy)
