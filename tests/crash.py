@@ -16,7 +16,7 @@ import PIL.Image
 import tensorflow as tf
 import tf_keras as keras
 
-from tfp_cvae import atomic, backup, figures, training
+from tfp_cvae import atomic, backup, figures, interruption, training
 from tfp_cvae.config import TrainConfig
 from tfp_cvae.export import export_run
 from tfp_cvae.run import Run
@@ -53,8 +53,8 @@ class Shim:
     def install(self):
         self.around(training, "load_dataset")
         self.around(training, "build_model")
-        self.around(training._Interruption, "on_train_batch_end")
-        self.around(training._Interruption, "on_epoch_begin")
+        self.around(interruption.Interruption, "on_train_batch_end")
+        self.around(interruption.Interruption, "on_epoch_begin")
         self.around(tf.train.Checkpoint, "write")
         self.around(keras.Model, "save")
         self.around(figures.pictures, "save")
@@ -133,7 +133,7 @@ def result(path):
         "images by epoch": {"epochs": epochs, "images": images},
         "evaluation": found.evaluation(),
         "figures": {path.name: path.read_bytes() for path in (path / "figures").glob("*.png")},
-        "left over": sorted(path.name for path in path.rglob(".tmp*")),
+        "left over": sorted(found.name for kind in (".tmp*", "workertemp*") for found in path.rglob(kind)),
     }
 
 

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from conftest import stripes
 
-from tfp_cvae.data import Split, make_dataset, uniform_rows
+from tfp_cvae.data import Split, make_dataset
 
 
 def epochs(dataset, count):
@@ -77,14 +77,6 @@ def test_shares_together_are_the_batches(size, parts, binarization):
 def test_shares_that_there_are_not(dataset, split, arguments):
     with pytest.raises(ValueError, match=r"share: expected \(i, n\) with 0 <= i < n"):
         getattr(dataset, split).batches(16, **arguments)
-
-
-@pytest.mark.parametrize("shape", [(6, 8, 8, 1), (7, 3, 3, 1), (5, 1, 1, 3)])
-def test_uniform_rows_are_those_of_the_whole_draw(shape):
-    whole = tf.random.stateless_uniform(shape, [5, 7]).numpy()
-    for first in range(shape[0]):
-        rows = uniform_rows(tf.constant([5, 7]), tf.constant([shape[0] - first, *shape[1:]]), first)
-        np.testing.assert_array_equal(rows, whole[first:])
 
 
 def test_keras_sees_how_many_batches_there_are(dataset):

@@ -45,6 +45,7 @@ def test_a_single_worker(monkeypatch, text):
 
 
 MIRRORED = """
+import os
 import sys
 
 import numpy as np
@@ -79,8 +80,16 @@ def train(strategy):
     return history
 
 
+mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+config = tfp_cvae.TrainConfig(dataset=sys.argv[1], batch_size=31, width=16, latent_size=4)
+try:
+    tfp_cvae.train(config, sys.argv[1] + ".run", strategy=mirrored)
+except ValueError as error:
+    assert "batch_size: expected a multiple of 2, the number of replicas, got 31" in str(error)
+assert not os.path.exists(sys.argv[1] + ".run")
+
 one = train(tf.distribute.get_strategy())
-two = train(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+two = train(mirrored)
 for name, values in one.items():
     np.testing.assert_allclose(two[name], values, rtol=1e-4, err_msg=name)
 assert one["loss"][-1] < one["loss"][0]

@@ -14,8 +14,8 @@ import tensorflow as tf
 import tf_keras as keras
 
 from tfp_cvae import atomic, callback_state, distribution
+from tfp_cvae.batches import EpochCounter
 from tfp_cvae.callbacks import SwapEMAWeights
-from tfp_cvae.data import EpochCounter
 
 _CHECKPOINT = "checkpoint"
 _STATE = "state.json"
@@ -143,7 +143,7 @@ class Backup(keras.callbacks.Callback):
             self._write(self.model.history.epoch[-1] + 1, finished=True)
 
     def delete(self) -> None:
-        """Deletes the backup, after which a training begins at the beginning."""
+        """Deletes the backup, after which a training begins at the beginning; of several workers, one calls it."""
         for number in atomic.numbered(self.folder):
             atomic.delete_folder(self.folder / str(number))
         self._set_epoch(None)

@@ -148,7 +148,7 @@ class SwapEMAWeights(keras.callbacks.Callback):
 
 
 class HistoryCSV(keras.callbacks.Callback):
-    """Writes one row for each epoch, whole or not at all; of several workers, the chief does.
+    """Writes one row for each epoch, whole or not at all; of several workers, the chief writes.
 
     The columns are `HISTORY_COLUMNS`. `seconds` and `images_per_second` are of the training alone, without
     validation and other callbacks; the bounds are in nats per image.
@@ -194,23 +194,20 @@ class HistoryCSV(keras.callbacks.Callback):
             **(logs or {}),
         }
         self.rows.append(row)
-        if not distribution.is_chief(self.model.distribute_strategy):
-            return
         text = io.StringIO()
         writer = csv.DictWriter(text, HISTORY_COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
-        write_atomically(self.path, lambda path: path.write_text(text.getvalue()))
+        if distribution.is_chief(self.model.distribute_strategy):
+            write_atomically(self.path, lambda path: path.write_text(text.getvalue()))
 
 
 class ImageGrid(keras.callbacks.Callback):
     """Generates one image of each class after each epoch, always from the same latent, and keeps some of them.
 
-    Of several workers, the chief does.
-
     Kept are the epochs 1, 2, 5, 10, 20, 50, ... and the newest one, in an `.npz` file with `epochs` `[e]` int64 and
     `images` `[e, rows, height, width, channels]` uint8, pixel probabilities times 255. A row is a class; of a model
-    without classes, one of eight latents.
+    without classes, one of eight latents. Of several workers, the chief writes.
 
     Args:
         path: File to write; its name ends in `.npz`.
@@ -239,8 +236,6 @@ class ImageGrid(keras.callbacks.Callback):
         self.images = dict(zip(state["epochs"], state["images"], strict=True))
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        if not distribution.is_chief(self.model.distribute_strategy):
-            return
         num_classes = self.model.num_classes
         if num_classes:
             images = self.model.generate(np.arange(num_classes), np.full(num_classes, self.seed))
@@ -249,7 +244,8 @@ class ImageGrid(keras.callbacks.Callback):
         self.images = {number: kept for number, kept in self.images.items() if _is_round(number)}
         self.images[epoch + 1] = np.round(images.numpy() * 255).astype(np.uint8)
         epochs, images = np.array(list(self.images)), np.stack(list(self.images.values()))
-        write_atomically(self.path, lambda path: np.savez_compressed(path, epochs=epochs, images=images))
+        if distribution.is_chief(self.model.distribute_strategy):
+            write_atomically(self.path, lambda path: np.savez_compressed(path, epochs=epochs, images=images))
 
 
 def _is_round(number: int) -> bool:

@@ -3,37 +3,19 @@
 import dataclasses
 import hashlib
 import typing
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from tfp_cvae import checks
+from tfp_cvae.batches import EpochCounter, shuffled_epochs
 from tfp_cvae.config import Binarization
 
 # Seed of the one draw in which validation and test images are binarized, for all runs alike.
 HELD_OUT_SEED = 0
 
 _CHUNK = 8192
-
-# Of the generators of `tf.random`, the one that is the same on all devices.
-_PHILOX = 1
-
-
-@dataclasses.dataclass
-class EpochCounter:
-    """The `epochs` of batches of the training split.
-
-    Attributes:
-        next: Number of the epoch that the next iteration over the batches is, from 0.
-        steps: Number of batches in an epoch.
-        settings: What `Split.batches` was given.
-    """
-
-    next: int
-    steps: int
-    settings: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -140,7 +122,7 @@ class Split:
         steps = len(self) // batch_size if drop_remainder else -(-len(self) // batch_size)
         epochs = EpochCounter(initial_epoch, steps, settings)
         if self.name == "train":
-            dataset = self._epochs(batch_size, binarization, seed, epochs, drop_remainder, share)
+            dataset = shuffled_epochs(self.images, self.one_hot(), epochs, share)
         else:
             arrays = (self.binarized(binarization, seed), self.one_hot())
             dataset = tf.data.Dataset.from_tensor_slices(arrays).batch(batch_size, drop_remainder=drop_remainder)
@@ -150,43 +132,6 @@ class Split:
         if self.name == "train":
             dataset.epochs = epochs
         return dataset
-
-    def _epochs(
-        self,
-        batch_size: int,
-        binarization: Binarization,
-        seed: int,
-        epochs: EpochCounter,
-        drop_remainder: bool,
-        share: tuple[int, int],
-    ) -> tf.data.Dataset:
-        """Shuffled and freshly binarized batches; each iteration is the next epoch."""
-        size, steps = len(self), epochs.steps
-        images, one_hot = tf.constant(self.images), tf.constant(self.one_hot())
-        rows = batch_size // share[1]
-        first = share[0] * rows
-
-        def next_epoch() -> Iterator[int]:
-            epochs.next += 1
-            yield epochs.next - 1
-
-        def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-            epoch_seed = tf.random.experimental.stateless_fold_in(tf.constant([seed, 0], tf.int32), epoch)
-            order = tf.random.experimental.stateless_shuffle(tf.range(size), epoch_seed)
-
-            def one_batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-                begin = step * batch_size + first
-                index = order[begin : begin + rows]
-                index.set_shape([rows if drop_remainder else None])
-                step_seed = tf.random.experimental.stateless_fold_in(epoch_seed, step)
-                return _binarize(tf.gather(images, index), binarization, step_seed, first), tf.gather(one_hot, index)
-
-            return tf.data.Dataset.range(steps, output_type=tf.int32).map(
-                one_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-            )
-
-        dataset = tf.data.Dataset.from_generator(next_epoch, output_signature=tf.TensorSpec([], tf.int32))
-        return dataset.flat_map(one_epoch).apply(tf.data.experimental.assert_cardinality(steps))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -316,40 +261,6 @@ def _checked_labels(name: str, labels: np.ndarray, size: int, num_classes: int) 
     labels = checks.integers(name, labels)
     checks.labels(name, labels, num_classes)
     return labels
-
-
-def _binarize(images: tf.Tensor, binarization: Binarization, seed: tf.Tensor, first: int) -> tf.Tensor:
-    """Binarizes rows of a batch, of which `first` is the number of the first one."""
-    if binarization == "threshold":
-        return tf.cast(images >= 128, tf.float32)
-    grey = tf.cast(images, tf.float32)
-    if binarization == "none":
-        return grey / 255
-    return tf.cast(255 * uniform_rows(seed, tf.shape(grey), first) < grey, tf.float32)
-
-
-def uniform_rows(seed: tf.Tensor, shape: tf.Tensor, first: int) -> tf.Tensor:
-    """Rows of `tf.random.stateless_uniform`, from the row `first` on, without those before it.
-
-    The generator counts: four numbers come of each value of its counter.
-
-    Args:
-        seed: `[2]` integer.
-        shape: Shape of the rows that are wanted, `[rows, ...]` of known rank, int32.
-        first: Number of rows before them.
-
-    Returns:
-        float32 in [0, 1) of that shape.
-
-    Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3 (Philox).
-    """
-    size = tf.reduce_prod(shape)
-    before = tf.cast(first * tf.reduce_prod(shape[1:]), tf.uint64)
-    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
-    counter += tf.stack([before // 4, tf.constant(0, tf.uint64)])
-    skipped = tf.cast(before % 4, tf.int32)
-    drawn = tf.raw_ops.StatelessRandomUniformV2(shape=[skipped + size], key=key, counter=counter, alg=_PHILOX)
-    return tf.reshape(drawn[skipped:], shape)
 
 
 def _labelled(image: tf.Tensor, one_hot: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], tf.Tensor]:

@@ -5,16 +5,24 @@ each batch, the gradients are summed over all, and the chief, the first worker, 
 """
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
-from tfp_cvae.data import EpochCounter
+from tfp_cvae.batches import EpochCounter
 
-# What TensorFlow raises when another worker is gone, and sometimes means something else by.
-_GONE = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
+# What TensorFlow raises when another worker is gone, or has come again too soon.
+_GONE = (
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.InternalError,
+    tf.errors.UnavailableError,
+)
 _ROLES = ("chief", "worker")
 
 
@@ -28,6 +36,7 @@ def from_environment() -> tf.distribute.Strategy:
     Raises:
         ValueError: If `TF_CONFIG` does not name a cluster of workers and one of them, or TensorFlow has computed
             something before.
+        ConnectionError: If this worker's port is taken, or another worker does not come.
     """
     text = os.environ.get("TF_CONFIG")
     if not text:
@@ -52,6 +61,11 @@ def from_environment() -> tf.distribute.Strategy:
         raise ValueError(
             f"TF_CONFIG: expected a strategy to be made before TensorFlow computes anything, got: {error}; make it "
             "first, in a fresh process, and pass it as `strategy`"
+        ) from error
+    except tf.errors.OpError as error:
+        raise ConnectionError(
+            f"TF_CONFIG: expected a free port and all workers, got {type(error).__name__}: "
+            f"{error.message.partition(chr(10))[0]}; end what is left of an earlier start, and start all together"
         ) from error
 
 
@@ -80,18 +94,47 @@ def decided_by_chief(strategy: tf.distribute.Strategy, decision: bool) -> bool:
     """What the chief has given, after each worker has called this."""
     if num_workers(strategy) == 1:
         return decision
-    vote = tf.constant(int(decision and is_chief(strategy)))
-
-    def count() -> tf.Tensor:
-        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, vote)
-
-    votes = tf.function(lambda: strategy.run(count))()
+    votes = _summed(strategy)(tf.constant(int(decision and is_chief(strategy)), tf.int64))
     return bool(strategy.experimental_local_results(votes)[0] > 0)
 
 
+@functools.cache
+def _summed(strategy: tf.distribute.Strategy) -> Callable[[tf.Tensor], tf.Tensor]:
+    """A function that sums what each replica gives, traced once."""
+
+    def summed(value: tf.Tensor) -> tf.Tensor:
+        # As what a replica has itself: an argument has no device.
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(value))
+
+    return tf.function(lambda value: strategy.run(summed, (value,)))
+
+
+def rows_of_replica(fingerprint: tf.Tensor) -> tuple[tf.Tensor | None, tf.Tensor, tf.Tensor]:
+    """Which rows of the whole batch the images of this replica are.
+
+    Args:
+        fingerprint: `[batch]` int32, of the images of this replica.
+
+    Returns:
+        Numbers of the rows `[batch]`, None without other replicas; number of rows of the whole batch; and sum of the
+        fingerprints of the whole batch, which wraps. All int32.
+    """
+    size, total = tf.size(fingerprint), tf.reduce_sum(fingerprint)
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return None, size, total
+    replica = context.replica_id_in_sync_group
+    # int64, as int32 would stay in the memory of the host where devices sum.
+    own = tf.cast(tf.stack([size, total]), tf.int64)
+    placed = tf.one_hot(replica, context.num_replicas_in_sync, dtype=tf.int64)[:, tf.newaxis] * own
+    sizes, totals = tf.unstack(context.all_reduce(tf.distribute.ReduceOp.SUM, placed), axis=1)
+    sizes, total = tf.cast(sizes, tf.int32), tf.cast(tf.reduce_sum(totals), tf.int32)
+    return tf.reduce_sum(sizes[:replica]) + tf.range(size), tf.reduce_sum(sizes), total
+
+
 @contextlib.contextmanager
-def explained() -> Iterator[None]:
-    """Says in words that another worker is gone.
+def explained(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Says in words that another worker is gone, if there are others.
 
     Raises:
         ConnectionError: In the place of what TensorFlow raises then.
@@ -99,6 +142,8 @@ def explained() -> Iterator[None]:
     try:
         yield
     except _GONE as error:
+        if num_workers(strategy) == 1:
+            raise
         raise ConnectionError(
             f"TF_CONFIG: expected all workers to stay until the end, got {type(error).__name__}: one was stopped or "
             "cannot be reached; start all of them again with --resume"
@@ -124,23 +169,27 @@ def distribute(
     Raises:
         ValueError: If the replicas cannot have equal parts of a batch.
     """
-    replicas = strategy.num_replicas_in_sync
-    whole = make((0, 1))
-    if replicas == 1:
-        return whole
-    batch_size = whole.epochs.settings["batch_size"]
-    if batch_size % replicas:
-        raise ValueError(
-            f"batch_size: expected a multiple of {replicas}, the number of replicas, got {batch_size}; give each the "
-            "same number of images"
-        )
+    if strategy.num_replicas_in_sync == 1:
+        return make((0, 1))
     epochs: list[EpochCounter] = []
 
     def share(context: tf.distribute.InputContext) -> tf.data.Dataset:
         batches = make((context.input_pipeline_id, context.num_input_pipelines))
         epochs.append(batches.epochs)
-        return batches.repeat().rebatch(batch_size // replicas)
+        batch_size = batches.epochs.settings["batch_size"]
+        check_batch_size(batch_size, strategy)
+        return batches.repeat().rebatch(batch_size // strategy.num_replicas_in_sync)
 
     distributed = strategy.distribute_datasets_from_function(share)
     (distributed.epochs,) = epochs
     return distributed
+
+
+def check_batch_size(batch_size: int, strategy: tf.distribute.Strategy) -> None:
+    """Raises ValueError if the replicas cannot have equal parts of a batch."""
+    replicas = strategy.num_replicas_in_sync
+    if batch_size % replicas:
+        raise ValueError(
+            f"batch_size: expected a multiple of {replicas}, the number of replicas, got {batch_size}; give each the "
+            "same number of images"
+        )

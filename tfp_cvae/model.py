@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras as keras
 from tensorflow_probability import distributions as tfd
 
-from tfp_cvae import checks, execution
+from tfp_cvae import checks, distribution, execution
 from tfp_cvae.flows import CouplingFlow
 from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag
 from tfp_cvae.model_checks import CheckedModel, checked_network
@@ -324,7 +324,7 @@ class CVAE(CheckedModel):
         if training:
             # One seed for each step and batch.
             self.step.assign_add(1)
-            rows, all_rows, total = _rows_of_replica(fingerprint)
+            rows, all_rows, total = distribution.rows_of_replica(fingerprint)
             seed = tf.random.experimental.stateless_fold_in(tf.stack([self.seed, total]), tf.cast(self.step, tf.int32))
             if rows is None:
                 return posterior.sample(self.num_samples, seed=seed)
@@ -383,26 +383,6 @@ def standard_normal(seed: tf.Tensor, shape: Sequence[int], stream: int = 0) -> t
         return tf.random.stateless_normal(shape, seed=tf.stack([row_seed, stream]), alg="philox")
 
     return tf.map_fn(one, tf.cast(seed, tf.int64), fn_output_signature=tf.TensorSpec(shape, tf.float32))
-
-
-def _rows_of_replica(fingerprint: tf.Tensor) -> tuple[tf.Tensor | None, tf.Tensor, tf.Tensor]:
-    """Which rows of the whole batch the images of this replica are.
-
-    Args:
-        fingerprint: `[batch]` int32, of the images of this replica.
-
-    Returns:
-        Numbers of the rows `[batch]`, None without other replicas; number of rows of the whole batch; and sum of the
-        fingerprints of the whole batch.
-    """
-    size, total = tf.size(fingerprint), tf.reduce_sum(fingerprint)
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return None, size, total
-    replica = context.replica_id_in_sync_group
-    own = tf.one_hot(replica, context.num_replicas_in_sync, dtype=tf.int32)[:, tf.newaxis] * tf.stack([size, total])
-    sizes, totals = tf.unstack(context.all_reduce(tf.distribute.ReduceOp.SUM, own), axis=1)
-    return tf.reduce_sum(sizes[:replica]) + tf.range(size), tf.reduce_sum(sizes), tf.reduce_sum(totals)
 
 
 def _network_inputs(network: keras.Model, tensor: tf.Tensor, one_hot: tf.Tensor | None) -> Any:

@@ -3,9 +3,8 @@
 import importlib.util
 import os
 import pathlib
+import shutil
 import signal
-import threading
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +17,7 @@ from tfp_cvae.build import build_cvae
 from tfp_cvae.callbacks import HistoryCSV, ImageGrid, KLWarmUp, NonFiniteLossError, StopAtNonFiniteLoss, SwapEMAWeights
 from tfp_cvae.config import TrainConfig, default_output
 from tfp_cvae.data import Dataset, Split
+from tfp_cvae.interruption import Interruption
 from tfp_cvae.lock import locked
 from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate
 from tfp_cvae.model import CVAE
@@ -26,6 +26,8 @@ from tfp_cvae.sources import load_dataset
 
 _STEPS_PER_EXECUTION = 50
 _XLA_PAYS_FROM_STEPS = 1000
+# Where Keras has workers that are not the chief save, and deletes it, unless they are killed.
+_OF_OTHER_WORKERS = "workertemp_*"
 
 
 def train(
@@ -68,14 +70,27 @@ def train(
         raise ValueError("overwrite, resume: expected one of them, got both")
     path = pathlib.Path(output or default_output(config))
     strategy = strategy or distribution.from_environment()
-    if not distribution.is_chief(strategy):
-        with distribution.explained():
-            return _assist(path, config, strategy)
+    with distribution.explained(strategy):
+        if distribution.is_chief(strategy):
+            return _lead(path, config, strategy, overwrite=overwrite, resume=resume, verbose=verbose)
+        return _assist(path, config, strategy)
+
+
+def _lead(
+    path: pathlib.Path,
+    config: TrainConfig,
+    strategy: tf.distribute.Strategy,
+    *,
+    overwrite: bool,
+    resume: bool,
+    verbose: int,
+) -> Run:
+    """Trains as the worker whose folder it is, or the only one."""
     # A first look, before the images are loaded.
     run = _begun(path, config, overwrite=overwrite, resume=resume)
     if run is None or not run.is_finished():
         dataset = load_dataset(config.dataset)
-        _check_can_train(config, dataset)
+        _check_can_train(config, dataset, strategy)
         if config.binarization == "none" and verbose:
             print("The bounds below are on grey images: not comparable with bounds on binary images.")
         path.mkdir(parents=True, exist_ok=True)
@@ -86,10 +101,9 @@ def train(
                 run = Run.create(path, config, dataset, overwrite=overwrite)
             if not run.is_finished():
                 _check_can_resume(run, dataset)
-                with distribution.explained():
-                    distribution.wait_for_all(strategy)
-                    _train(run, dataset, strategy, verbose)
-                    distribution.wait_for_all(strategy)
+                distribution.wait_for_all(strategy)
+                _train(run, dataset, strategy, verbose)
+                distribution.wait_for_all(strategy)
                 return run
     distribution.wait_for_all(strategy)
     run.delete_old_backup()
@@ -128,7 +142,8 @@ def _begun(path: pathlib.Path, config: TrainConfig, *, overwrite: bool, resume: 
     return run
 
 
-def _check_can_train(config: TrainConfig, dataset: Dataset) -> None:
+def _check_can_train(config: TrainConfig, dataset: Dataset, strategy: tf.distribute.Strategy) -> None:
+    distribution.check_batch_size(config.batch_size, strategy)
     if config.batch_size > len(dataset.train):
         raise ValueError(
             f"batch_size: expected at most {len(dataset.train)}, the number of training images, "
@@ -169,6 +184,8 @@ def _train(run: Run, dataset: Dataset, strategy: tf.distribute.Strategy, verbose
         )
     for folder in (run.path, run.path / "figures"):
         atomic.delete_temporary(folder)
+    for folder in run.path.glob(_OF_OTHER_WORKERS):
+        shutil.rmtree(folder)
     trained = _fit(cvae, config, dataset, run, strategy, verbose)
     best = run.model()
     if trained or not run.has_evaluation():
@@ -278,7 +295,7 @@ def _fit(
         run.delete_evaluation()
     if backup.epoch and verbose:
         print(f"resumed after {backup.epoch} epochs", flush=True)
-    interruption = _Interruption()
+    interruption = Interruption()
     previous = interruption.listen()
     try:
         cvae.fit(
@@ -307,35 +324,3 @@ def _fit(
         if previous is not None:
             signal.signal(signal.SIGINT, previous)
     return True
-
-
-class _Interruption(keras.callbacks.Callback):
-    """Raises KeyboardInterrupt after Ctrl-C, but between two steps.
-
-    Raised wherever the program happens to be, it can fall into a destructor, which swallows it.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._asked = False
-
-    def listen(self) -> Any:
-        """Takes over Ctrl-C, in the main thread; returns the handler to restore, or None."""
-        if threading.current_thread() is not threading.main_thread():
-            return None
-        previous = signal.getsignal(signal.SIGINT)
-
-        def ask(number: int, frame: Any) -> None:
-            self._asked = True
-            # Whoever cannot wait for the end of the step presses it again.
-            signal.signal(signal.SIGINT, previous)
-
-        signal.signal(signal.SIGINT, ask)
-        return previous
-
-    def _raise_if_asked(self, *args: Any, **kwargs: Any) -> None:
-        if self._asked:
-            raise KeyboardInterrupt
-
-    # An epoch that has ended is kept first, by the callbacks before this one.
-    on_train_batch_end = on_test_batch_end = on_epoch_begin = on_train_end = _raise_if_asked

@@ -49,6 +49,11 @@ def start(number, *args):
     cluster = {"worker": [f"localhost:{free.getsockname()[1]}" for free in sockets]}
     for free in sockets:
         free.close()
+    return processes(cluster, number, *args)
+
+
+def processes(cluster, number, *args):
+    """The first ones of a cluster."""
     workers = []
     for index in range(number):
         task = {"cluster": cluster, "task": {"type": "worker", "index": index}}
@@ -64,9 +69,18 @@ def start(number, *args):
     return workers
 
 
+def ended(workers):
+    """What they have printed, after all have ended."""
+    try:
+        return [worker.communicate(timeout=300) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
 def finish(workers):
     """What they have printed, after all have come to a good end."""
-    printed = [worker.communicate() for worker in workers]
+    printed = ended(workers)
     assert [worker.returncode for worker in workers] == [0] * len(workers), printed
     return printed
 
@@ -102,26 +116,38 @@ def test_four_workers_are_as_one(folder):
     assert_close(crash.result(folder / "four"), crash.result(folder / "one"))
 
 
-def test_a_killed_worker(folder, two):
+@pytest.mark.parametrize("victim", [0, 1], ids=["the chief", "another"])
+def test_a_killed_worker(folder, two, victim):
     """The others end with one line, and after a new start the result is that of workers nobody has killed."""
-    workers = start(2, folder, "killed", "--resume")
-    while not list(folder.glob("killed/backup/[1-9]")) and all(worker.poll() is None for worker in workers):
+    name = f"killed{victim}"
+    workers = start(2, folder, name, "--resume")
+    while not list(folder.glob(f"{name}/backup/[1-9]")) and all(worker.poll() is None for worker in workers):
         time.sleep(0.02)
-    workers[1].kill()
-    out, error = workers[0].communicate()
-    workers[1].communicate()
-    assert workers[0].returncode == 2, out + error
+    workers[victim].kill()
+    out, error = ended(workers)[1 - victim]
+    assert workers[1 - victim].returncode == 2, out + error
     assert error.startswith("error: TF_CONFIG: expected all workers to stay until the end"), error
     assert error.count("\n") == 1
-    (begun, _), _ = finish(start(2, folder, "killed", "--resume"))
+    # As of Keras, when it is killed while it saves.
+    (folder / name / "workertemp_1").mkdir(exist_ok=True)
+    (begun, _), _ = finish(start(2, folder, name, "--resume"))
     assert "resumed after" in begun
-    assert crash.differences(crash.result(folder / "killed"), two[0]) == []
+    assert crash.differences(crash.result(folder / name), two[0]) == []
 
 
 def test_a_folder_that_is_taken(folder):
     """The chief refuses, and the others do not wait for it."""
     workers = start(2, folder, "one")
-    (_, chief), (_, other) = [worker.communicate() for worker in workers]
+    (_, chief), (_, other) = ended(workers)
     assert [worker.returncode for worker in workers] == [2, 2], chief + other
     assert chief.startswith("error: output: expected a new folder"), chief
     assert other.startswith("error: TF_CONFIG: expected all workers to stay until the end"), other
+
+
+def test_a_port_that_is_taken(folder):
+    with socket.create_server(("localhost", 0)) as taken, socket.create_server(("localhost", 0)) as other:
+        cluster = {"worker": [f"localhost:{server.getsockname()[1]}" for server in (taken, other)]}
+        ((out, error),) = ended(processes(cluster, 1, folder, "taken"))
+    assert "Traceback" not in error, out + error
+    assert error.splitlines()[-1].startswith("error: TF_CONFIG: expected a free port and all workers, got ")
+    assert not (folder / "taken").exists()

@@ -1,0 +1,107 @@
+"""Batches of training images, shuffled and binarized afresh in each epoch: functions of (seed, epoch) alone."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfp_cvae.config import Binarization
+
+# Of the generators of `tf.random`, the one that is the same on all devices.
+_PHILOX = 1
+
+
+@dataclasses.dataclass
+class EpochCounter:
+    """The `epochs` of batches of the training split.
+
+    Attributes:
+        next: Number of the epoch that the next iteration over the batches is, from 0.
+        steps: Number of batches in an epoch.
+        settings: What `Split.batches` was given.
+    """
+
+    next: int
+    steps: int
+    settings: dict[str, Any]
+
+
+def shuffled_epochs(
+    images: np.ndarray, one_hot: np.ndarray, epochs: EpochCounter, share: tuple[int, int] = (0, 1)
+) -> tf.data.Dataset:
+    """Batches of which each iteration is the next epoch.
+
+    Args:
+        images: `[n, height, width, channels]` uint8.
+        one_hot: `[n, num_classes]` float32.
+        epochs: Settings of the batches, checked; it counts the iterations.
+        share: `(i, n)` for the i-th of n equal parts of each batch.
+
+    Returns:
+        `tf.data.Dataset` of image `[batch / n, height, width, channels]` float32 in [0, 1], one_hot
+        `[batch / n, num_classes]` float32.
+    """
+    batch_size, binarization, seed = (epochs.settings[name] for name in ("batch_size", "binarization", "seed"))
+    size, rows = len(images), batch_size // share[1]
+    first = share[0] * rows
+    static_rows = rows if epochs.settings["drop_remainder"] else None
+    all_images, all_one_hot = tf.constant(images), tf.constant(one_hot)
+
+    def next_epoch() -> Iterator[int]:
+        epochs.next += 1
+        yield epochs.next - 1
+
+    def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+        epoch_seed = tf.random.experimental.stateless_fold_in(tf.constant([seed, 0], tf.int32), epoch)
+        order = tf.random.experimental.stateless_shuffle(tf.range(size), epoch_seed)
+
+        def one_batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            begin = step * batch_size + first
+            index = order[begin : begin + rows]
+            index.set_shape([static_rows])
+            step_seed = tf.random.experimental.stateless_fold_in(epoch_seed, step)
+            image = _binarize(tf.gather(all_images, index), binarization, step_seed, first)
+            return image, tf.gather(all_one_hot, index)
+
+        return tf.data.Dataset.range(epochs.steps, output_type=tf.int32).map(
+            one_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        )
+
+    dataset = tf.data.Dataset.from_generator(next_epoch, output_signature=tf.TensorSpec([], tf.int32))
+    return dataset.flat_map(one_epoch).apply(tf.data.experimental.assert_cardinality(epochs.steps))
+
+
+def _binarize(images: tf.Tensor, binarization: Binarization, seed: tf.Tensor, first: int) -> tf.Tensor:
+    """Binarizes rows of a batch, of which `first` is the number of the first one."""
+    if binarization == "threshold":
+        return tf.cast(images >= 128, tf.float32)
+    grey = tf.cast(images, tf.float32)
+    if binarization == "none":
+        return grey / 255
+    return tf.cast(255 * uniform_rows(seed, tf.shape(grey), first) < grey, tf.float32)
+
+
+def uniform_rows(seed: tf.Tensor, shape: tf.Tensor, first: int) -> tf.Tensor:
+    """Rows of `tf.random.stateless_uniform`, from the row `first` on, without those before it.
+
+    The generator counts: four numbers come of each value of its counter.
+
+    Args:
+        seed: `[2]` integer.
+        shape: Shape of the rows that are wanted, `[rows, ...]` of known rank, int32.
+        first: Number of rows before them.
+
+    Returns:
+        float32 in [0, 1) of that shape.
+
+    Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3 (Philox).
+    """
+    before = tf.constant(first, tf.uint64) * tf.cast(tf.reduce_prod(shape[1:]), tf.uint64)
+    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
+    counter += tf.stack([before // 4, tf.constant(0, tf.uint64)])
+    skipped = tf.cast(before % 4, tf.int32)
+    size = skipped + tf.reduce_prod(shape)
+    drawn = tf.raw_ops.StatelessRandomUniformV2(shape=[size], key=key, counter=counter, alg=_PHILOX)
+    return tf.reshape(drawn[skipped:], shape)
