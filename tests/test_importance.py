@@ -16,7 +16,8 @@ from tfp_cvae.importance import SAMPLES_PER_BLOCK, bernoulli_log_prob, importanc
 from tfp_cvae.layers import IndependentBernoulli
 from tfp_cvae.likelihood import likelihood_under_each_label
 from tfp_cvae.losses import NegativeELBO
-from tfp_cvae.model import CVAE, CVAEOutput, standard_normal
+from tfp_cvae.model import CVAE, CVAEOutput
+from tfp_cvae.noise import standard_normal
 from tfp_cvae.results import Estimate
 
 CLASSES = 3
@@ -44,7 +45,7 @@ def fitted_encoder():
     image, label = sampled(cvae, 1500, seed=99)
     one_hot = np.eye(CLASSES, dtype=np.float32)[label]
     cvae.compile(keras.optimizers.Adam(0.01), loss=NegativeELBO())
-    cvae.fit((image, one_hot), image, batch_size=50, epochs=10, verbose=0)
+    cvae.fit((image, one_hot), image, batch_size=50, epochs=30, verbose=0)
     return cvae.encoder.get_weights()
 
 
@@ -92,7 +93,9 @@ def test_estimates_meet_the_integral_over_the_latent(narrow):
     truth = exact(narrow, image)
     found = importance_estimate(narrow, image, label, num_samples=5000)
     np.testing.assert_allclose(found.log_likelihood, truth[np.arange(60), label], atol=0.05)
-    assert np.all(found.elbo < found.log_likelihood)
+    # Where q is as good as the true posterior they are the same but for the noise of the samples.
+    assert np.all(found.elbo < truth[np.arange(60), label] + 0.05)
+    assert found.elbo.mean() < found.log_likelihood.mean()
     # The mean weight itself, not its logarithm, has no bias, however few the samples.
     image, label = sampled(narrow, 1500, seed=1)
     few = importance_estimate(narrow, image, label, num_samples=5)

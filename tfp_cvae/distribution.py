@@ -109,27 +109,26 @@ def _summed(strategy: tf.distribute.Strategy) -> Callable[[tf.Tensor], tf.Tensor
     return tf.function(lambda value: strategy.run(summed, (value,)))
 
 
-def rows_of_replica(fingerprint: tf.Tensor) -> tuple[tf.Tensor | None, tf.Tensor, tf.Tensor]:
+def rows_of_replica(fingerprint: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Which rows of the whole batch the images of this replica are.
 
     Args:
         fingerprint: `[batch]` int32, of the images of this replica.
 
     Returns:
-        Numbers of the rows `[batch]`, None without other replicas; number of rows of the whole batch; and sum of the
-        fingerprints of the whole batch, which wraps. All int32.
+        Numbers of the rows, `[batch]` int32, and the sum of the fingerprints of the whole batch, which wraps, int32.
     """
     size, total = tf.size(fingerprint), tf.reduce_sum(fingerprint)
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
-        return None, size, total
+        return tf.range(size), total
     replica = context.replica_id_in_sync_group
     # int64, as int32 would stay in the memory of the host where devices sum.
     own = tf.cast(tf.stack([size, total]), tf.int64)
     placed = tf.one_hot(replica, context.num_replicas_in_sync, dtype=tf.int64)[:, tf.newaxis] * own
     sizes, totals = tf.unstack(context.all_reduce(tf.distribute.ReduceOp.SUM, placed), axis=1)
     sizes, total = tf.cast(sizes, tf.int32), tf.cast(tf.reduce_sum(totals), tf.int32)
-    return tf.reduce_sum(sizes[:replica]) + tf.range(size), tf.reduce_sum(sizes), total
+    return tf.reduce_sum(sizes[:replica]) + tf.range(size), total
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from tfp_cvae import objectives
-from tfp_cvae.model import CVAE, CVAEOutput, standard_normal
+from tfp_cvae.model import CVAE, CVAEOutput
+from tfp_cvae.noise import standard_normal
 
 _BATCH_SIZE = 500
 

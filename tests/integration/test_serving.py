@@ -19,7 +19,7 @@ from tfp_cvae.build import build_cvae
 from tfp_cvae.export import export_saved_model
 from tfp_cvae.importance import importance_estimate
 from tfp_cvae.likelihood import likelihood_under_each_label
-from tfp_cvae.model import standard_normal
+from tfp_cvae.noise import standard_normal
 
 LOADER = pathlib.Path(__file__).resolve().parents[1] / "cpp_loader.py"
 # More than one block of samples.
