@@ -5,7 +5,9 @@
 Each trains in a process of its own, one epoch at a time, and they take turns, as the machine may have other work to do.
 An epoch has all that the training needs, data and random numbers included; `peers/work.py` says what it is. Prints a
 row of CSV for each epoch, and a table of images a second and of ratios: the median over the rounds, with the smallest
-and the largest, of what each does, and of what the first one does against it in the same round.
+and the largest, of what each does, and of what the first one does against it in the same round. The seconds to start
+are those from the start of the process to the end of the first epoch, less a usual epoch: imports, data and compiling.
+The memory is the most that the process, and those that it has started, have had at any time.
 """
 
 import argparse
@@ -16,11 +18,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 
 PEERS = {
     "tfp_cvae": ("package.py", ""),
     "tfp_cvae, a program for each step": ("package.py", "keras"),
     "tfp_cvae, without XLA": ("package.py", "kernels"),
+    "tfp_cvae, with callbacks": ("package.py", "callbacks"),
     "tfp_cvae, 2 workers": ("package.py", "2 workers"),
     "JAX, jitted scan": ("jax_scan.py", ""),
     "PyTorch, eager": ("torch_loop.py", ""),
@@ -34,27 +38,41 @@ FOLDER = pathlib.Path(__file__).parent / "peers"
 
 
 class Peer:
-    """A process that trains an epoch when it is told to."""
+    """A process that trains an epoch when it is told to, and starts with the first one."""
 
     def __init__(self, name, flags):
         script, variant = PEERS[name]
-        words = [sys.executable, FOLDER / script, "--variant", variant, *flags]
-        pipe, self.errors = subprocess.PIPE, tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self.process = subprocess.Popen(list(map(str, words)), stdin=pipe, stdout=pipe, stderr=self.errors, text=True)
+        self.words = [str(word) for word in (sys.executable, FOLDER / script, "--variant", variant, *flags)]
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = None
 
     def epoch(self):
+        if self.process is None:
+            self.process = subprocess.Popen(
+                self.words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
+            )
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
             self.process.wait()
             self.errors.seek(0)
-            raise SystemExit(f"error: {self.process.args[1]} has ended: {self.errors.read().splitlines()[-1:]}")
+            raise SystemExit(f"error: {self.words[1]} has ended: {self.errors.read().splitlines()[-1:]}")
         return json.loads(line)
 
     def close(self):
+        """Ends the process; returns the most memory that it has had, in MiB."""
+        children = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        peak = sum(peak_kib(process) for process in (self.process.pid, *children)) / 1024
         self.process.stdin.close()
         self.process.wait()
+        return peak
+
+
+def peak_kib(process):
+    """Largest resident memory of a process so far."""
+    lines = pathlib.Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def main():
@@ -71,23 +89,26 @@ def main():
 
     count = len(load_dataset(given.dataset).train) // given.batch_size * given.batch_size
     peers = {name: Peer(name, flags) for name in given.peers}
-    found = {name: [] for name in peers}
+    found, first, memory = {name: [] for name in peers}, {}, {}
     print("round,name,images_per_second,loss")
     for number in range(1 - given.warm_up, given.rounds + 1):
         for name, peer in peers.items():
+            begin = time.perf_counter()
             epoch = peer.epoch()
+            first.setdefault(name, time.perf_counter() - begin)
             speed = count / epoch["seconds"]
             print(f'{number},"{name}",{speed:.0f},{epoch["loss"]:.2f}', flush=True)
             if number > 0:
                 found[name].append(speed)
-    for peer in peers.values():
-        peer.close()
+    for name, peer in peers.items():
+        memory[name] = peer.close()
 
     print(f"\n{count} images an epoch, batch {given.batch_size}, {given.rounds} rounds, {os.cpu_count()} processors")
-    print(f"{'':36}{'images a second':>28}{'times as fast as it':>28}")
+    print(f"{'':36}{'images a second':>28}{'times as fast as it':>28}{'start, s':>10}{'MiB':>8}")
     for name, speeds in found.items():
         ratios = [own / other for own, other in zip(found[given.peers[0]], speeds, strict=True)]
-        print(f"{name:36}{spread(speeds, '.0f'):>28}{spread(ratios, '.2f'):>28}")
+        start = first[name] - count / statistics.median(speeds)
+        print(f"{name:36}{spread(speeds, '.0f'):>28}{spread(ratios, '.2f'):>28}{start:>10.1f}{memory[name]:>8.0f}")
 
 
 def spread(values, form):

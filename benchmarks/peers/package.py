@@ -1,7 +1,7 @@
 """This package: `compile` and `fit` as `tfp-cvae train` does.
 
-Variants: "keras" has a program for each step, "kernels" no XLA, and "2 workers" and the like share each batch among as
-many processes, which have no XLA either.
+Variants: "keras" has a program for each step, "kernels" no XLA, "callbacks" those of `tfp-cvae train`, and "2 workers"
+and the like share each batch among as many processes, which have no XLA either.
 """
 
 import json
@@ -9,12 +9,16 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 
 import tf_keras as keras
 import work
 
 from tfp_cvae import distribution, execution
+from tfp_cvae.backup import Backup
+from tfp_cvae.callbacks import HistoryCSV, ImageGrid, StopAtNonFiniteLoss
 from tfp_cvae.config import TrainConfig
+from tfp_cvae.memory import keep_freed_memory
 from tfp_cvae.sources import load_dataset
 from tfp_cvae.training import build_model, compile_model
 
@@ -48,7 +52,19 @@ def main():
             other.kill()
 
 
+def callbacks_of_train(folder, batches, images):
+    """Without what needs a validation split, which the others have not."""
+    return [
+        HistoryCSV(f"{folder}/history.csv", images_per_epoch=images),
+        StopAtNonFiniteLoss(),
+        keras.callbacks.ModelCheckpoint(f"{folder}/model.keras", save_best_only=True, monitor="elbo", mode="max"),
+        ImageGrid(f"{folder}/images_by_epoch.npz"),
+        Backup(f"{folder}/backup", batches),
+    ]
+
+
 def train(given, callbacks):
+    keep_freed_memory()
     strategy = distribution.from_environment()
     if given.variant == "keras":
         execution.applies = lambda model: False
@@ -74,7 +90,11 @@ def train(given, callbacks):
     batches = distribution.distribute(
         lambda share: data.train.batches(given.batch_size, drop_remainder=True, share=share), strategy
     )
-    cvae.fit(batches, epochs=config.epochs, steps_per_epoch=steps, callbacks=callbacks, verbose=0)
+    with tempfile.TemporaryDirectory() as folder:
+        if given.variant == "callbacks":
+            # The clock is the last one, so that it has what the others do at the end of an epoch.
+            callbacks = [*callbacks_of_train(folder, batches, steps * given.batch_size), *callbacks]
+        cvae.fit(batches, epochs=config.epochs, steps_per_epoch=steps, callbacks=callbacks, verbose=0)
 
 
 if __name__ == "__main__":
