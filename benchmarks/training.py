@@ -8,9 +8,15 @@ row of CSV for each epoch, and a table of images a second and of ratios: the med
 and the largest, of what each does, and of what the first one does against it in the same round. The seconds to start
 are those from the start of the process to the end of the first epoch, less a usual epoch: imports, data and compiling.
 The memory is the most that the process, and those that it has started, have had at any time.
+
+    python benchmarks/training.py --until -95 -91 --peers tfp_cvae "JAX, jitted scan" "PyTorch, eager"
+
+trains each until the ELBO of the test images, binarized once, is that high, and prints the seconds of its epochs until
+then, those of compiling in the first one among them, and without those of measuring it.
 """
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -51,7 +57,10 @@ class Peer:
             self.process = subprocess.Popen(
                 self.words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
             )
-        self.process.stdin.write("go\n")
+        return self.ask("go")
+
+    def ask(self, word):
+        self.process.stdin.write(f"{word}\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
@@ -80,6 +89,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5, help="epochs of each that are measured")
     parser.add_argument("--warm-up", type=int, default=1, help="epochs of each before, which compile")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="NAME")
+    parser.add_argument("--until", type=float, nargs="+", metavar="ELBO", help="train until the ELBO is that high")
     parser.add_argument("--dataset", default="mnist")
     parser.add_argument("--batch-size", type=int, default=128)
     given = parser.parse_args()
@@ -89,6 +99,9 @@ def main():
 
     count = len(load_dataset(given.dataset).train) // given.batch_size * given.batch_size
     peers = {name: Peer(name, flags) for name in given.peers}
+    if given.until:
+        train_until(peers, sorted(given.until))
+        return
     found, first, memory = {name: [] for name in peers}, {}, {}
     print("round,name,images_per_second,loss")
     for number in range(1 - given.warm_up, given.rounds + 1):
@@ -109,6 +122,31 @@ def main():
         ratios = [own / other for own, other in zip(found[given.peers[0]], speeds, strict=True)]
         start = first[name] - count / statistics.median(speeds)
         print(f"{name:36}{spread(speeds, '.0f'):>28}{spread(ratios, '.2f'):>28}{start:>10.1f}{memory[name]:>8.0f}")
+
+
+def train_until(peers, bounds):
+    """Trains each until its ELBO is as high as the highest of the bounds, which are in rising order."""
+    seconds = dict.fromkeys(peers, 0.0)
+    reached = {name: {} for name in peers}
+    print("epoch,name,seconds,elbo")
+    for number in itertools.count(1):
+        going_on = {name: peer for name, peer in peers.items() if bounds[-1] not in reached[name]}
+        if not going_on:
+            break
+        for name, peer in going_on.items():
+            seconds[name] += peer.epoch()["seconds"]
+            elbo = peer.ask("test")["elbo"]
+            print(f'{number},"{name}",{seconds[name]:.1f},{elbo:.2f}', flush=True)
+            for bound in bounds:
+                if elbo >= bound:
+                    reached[name].setdefault(bound, seconds[name])
+    for peer in peers.values():
+        peer.close()
+    print(f"\nseconds of training to an ELBO of the test images, in nats; {os.cpu_count()} processors")
+    for bound in bounds:
+        own, *_ = (times[bound] for times in reached.values())
+        for name, times in reached.items():
+            print(f"{bound:8} {name:36}{times[bound]:>8.1f} s; the first needs {own / times[bound]:.2f} of it")
 
 
 def spread(values, form):

@@ -63,7 +63,9 @@ def main():
         state, mean = epoch(state, jax.random.key(number))
         return float(mean)
 
-    work.take_turns(train)
+    held_out, labels = map(jnp.asarray, task.held_out)
+    noise = jax.random.normal(jax.random.key(0), (len(held_out), task.latent_size))
+    work.take_turns(train, lambda: jax.jit(loss)(state[0], held_out, labels, noise))
 
 
 if __name__ == "__main__":

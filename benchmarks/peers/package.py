@@ -46,7 +46,7 @@ def main():
     if given.variant.endswith("workers") and not is_assistant:
         others = list(start_workers(int(given.variant.split()[0])))
     try:
-        train(given, [] if is_assistant else [Turns()])
+        train(given, is_assistant)
     finally:
         for other in others:
             other.kill()
@@ -63,7 +63,7 @@ def callbacks_of_train(folder, batches, images):
     ]
 
 
-def train(given, callbacks):
+def train(given, is_assistant):
     keep_freed_memory()
     strategy = distribution.from_environment()
     if given.variant == "keras":
@@ -90,6 +90,11 @@ def train(given, callbacks):
     batches = distribution.distribute(
         lambda share: data.train.batches(given.batch_size, drop_remainder=True, share=share), strategy
     )
+
+    def negative_elbo():
+        return cvae.evaluate(data.test.batches(500), verbose=0, return_dict=True)["loss"]
+
+    callbacks = [] if is_assistant else [Turns(negative_elbo)]
     with tempfile.TemporaryDirectory() as folder:
         if given.variant == "callbacks":
             # The clock is the last one, so that it has what the others do at the end of an epoch.

@@ -43,7 +43,12 @@ def main():
         jit_compile=True,
     )
     batches = work.dataset(task).map(lambda image, one_hot: ((image, one_hot), image))
-    vae.fit(batches, epochs=1000, callbacks=[Turns()], verbose=0)
+    held_out, labels = task.held_out
+
+    def negative_elbo():
+        return vae.evaluate([held_out, labels], held_out, batch_size=500, verbose=0)
+
+    vae.fit(batches, epochs=1000, callbacks=[Turns(negative_elbo)], verbose=0)
 
 
 if __name__ == "__main__":

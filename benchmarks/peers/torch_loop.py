@@ -45,7 +45,14 @@ def main():
             total += value.detach()
         return float(total) / task.steps
 
-    work.take_turns(train)
+    held_out, labels = map(torch.from_numpy, task.held_out)
+    noise = torch.randn(len(held_out), task.latent_size, generator=torch.Generator().manual_seed(0))
+
+    def negative_elbo():
+        with torch.no_grad():
+            return loss(weights, held_out, labels, noise)
+
+    work.take_turns(train, negative_elbo)
 
 
 if __name__ == "__main__":

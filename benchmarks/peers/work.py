@@ -27,10 +27,11 @@ UNIT_SCALE = math.log(math.e - 1)
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Images `[n, 784]` uint8, one-hot labels `[n, 10]` float32, and sizes."""
+    """Images `[n, 784]` uint8, one-hot labels `[n, 10]` float32, sizes, and the test split, binarized once."""
 
     images: np.ndarray
     one_hot: np.ndarray
+    held_out: tuple[np.ndarray, np.ndarray]
     batch_size: int
     width: int
     latent_size: int
@@ -71,10 +72,12 @@ def load() -> Work:
     from tfp_cvae.sources import load_dataset
 
     given = arguments()
-    train = load_dataset(given.dataset).train
+    data = load_dataset(given.dataset)
+    train, test = data.train, data.test
     return Work(
         train.images.reshape(len(train), -1),
         train.one_hot(),
+        (test.binarized("dynamic").reshape(len(test), -1), test.one_hot()),
         given.batch_size,
         given.width,
         given.latent_size,
@@ -82,9 +85,15 @@ def load() -> Work:
     )
 
 
-def wait() -> bool:
-    """Waits for the turn; False if there is none any more."""
-    return bool(sys.stdin.readline().strip())
+def wait(held_out: Callable[[], float]) -> bool:
+    """Waits for the turn, and answers whoever asks for the ELBO of the test images; False if there is no turn any more.
+
+    Args:
+        held_out: Measures the negative ELBO of the test images.
+    """
+    while (word := sys.stdin.readline().strip()) == "test":
+        print(json.dumps({"elbo": -float(held_out())}), flush=True)
+    return bool(word)
 
 
 def tell(seconds: float, loss: float) -> None:
@@ -92,10 +101,10 @@ def tell(seconds: float, loss: float) -> None:
     print(json.dumps({"seconds": seconds, "loss": loss}), flush=True)
 
 
-def take_turns(epoch: Callable[[int], float]) -> None:
+def take_turns(epoch: Callable[[int], float], held_out: Callable[[], float] = lambda: math.nan) -> None:
     """Runs an epoch, from its number to its mean loss, whenever it is asked for."""
     number = 0
-    while wait():
+    while wait(held_out):
         begin = time.perf_counter()
         loss = epoch(number)
         tell(time.perf_counter() - begin, loss)
@@ -106,8 +115,12 @@ def turns(kind: type) -> type:
     """A callback, of the Keras whose base class this is, that waits for a turn before each epoch."""
 
     class Turns(kind):
+        def __init__(self, held_out: Callable[[], float] = lambda: math.nan) -> None:
+            super().__init__()
+            self.held_out = held_out
+
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            self.model.stop_training = not wait()
+            self.model.stop_training = not wait(self.held_out)
             self.begin = time.perf_counter()
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
