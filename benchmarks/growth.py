@@ -12,9 +12,12 @@ import os
 import time
 
 import numpy as np
-import tf_keras as keras
 
 from tfp_cvae import commands
+
+commands.import_tensorflow_quietly()
+
+import tf_keras as keras  # noqa: E402
 
 STEPS = 100
 USUAL = {"width": 500, "latent_size": 40, "batch_size": 128, "num_samples": 1, "side": 28}
@@ -33,7 +36,6 @@ def main():
     parser.add_argument("--output", required=True, help="figure to write, .png")
     parser.add_argument("--epochs", type=int, default=3, help="epochs of each that are measured; the fastest counts")
     given = parser.parse_args()
-    commands.import_tensorflow_quietly()
     print(f"{os.cpu_count()} processors; milliseconds a step, of the fastest of {given.epochs} epochs of {STEPS} steps")
     print("what,size,milliseconds")
     found = {}

@@ -7,7 +7,7 @@ An epoch has all that the training needs, data and random numbers included; `pee
 row of CSV for each epoch, and a table of images a second and of ratios: the median over the rounds, with the smallest
 and the largest, of what each does, and of what the first one does against it in the same round. The seconds to start
 are those from the start of the process to the end of the first epoch, less a usual epoch: imports, data and compiling.
-The memory is the most that the process, and those that it has started, have had at any time.
+The memory is the most that the process, and those that it has started itself, have had at any time.
 
     python benchmarks/training.py --until -95 -91 --peers tfp_cvae "JAX, jitted scan" "PyTorch, eager"
 
@@ -40,6 +40,7 @@ PEERS = {
     "TFP, tfpl and fit": ("tfpl_fit.py", ""),
     "matrix products alone": ("products.py", ""),
 }
+MEASURE_TEST = [name for name, (script, _) in PEERS.items() if script not in ("keras3_step.py", "products.py")]
 FOLDER = pathlib.Path(__file__).parent / "peers"
 
 
@@ -81,7 +82,7 @@ class Peer:
 def peak_kib(process):
     """Largest resident memory of a process so far."""
     lines = pathlib.Path(f"/proc/{process}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
 
 
 def main():
@@ -100,6 +101,8 @@ def main():
     count = len(load_dataset(given.dataset).train) // given.batch_size * given.batch_size
     peers = {name: Peer(name, flags) for name in given.peers}
     if given.until:
+        if not set(given.peers) <= set(MEASURE_TEST):
+            parser.error(f"--until: expected --peers of {', '.join(MEASURE_TEST)}")
         train_until(peers, sorted(given.until))
         return
     found, first, memory = {name: [] for name in peers}, {}, {}

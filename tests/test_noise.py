@@ -26,7 +26,7 @@ def words(*values):
 )
 def test_published_words(key, counter, expected, jit_compile):
     """Those that come with the authors' own implementation, Random123."""
-    found = tf.function(threefry, jit_compile=jit_compile)(tf.stack(words(*key)), words(*counter))
+    found = tf.function(threefry, jit_compile=jit_compile)(words(*key), words(*counter))
     assert tuple(int(word) for word in found) == expected
 
 
@@ -55,20 +55,26 @@ def reference(key, rows, size):
 @pytest.mark.parametrize("size", [1, 7, 40])
 def test_rows_are_quantiles_of_the_words(size, jit_compile):
     rows = [0, 3, 2**31 - 1]
-    noise = tf.function(standard_normal_rows, jit_compile=jit_compile)(tf.stack(words(*KEY)), tf.constant(rows), size)
+    noise = tf.function(standard_normal_rows, jit_compile=jit_compile)(words(*KEY), tf.constant(rows), size)
     np.testing.assert_allclose(noise, reference(KEY, rows, size), rtol=2e-5, atol=1e-7)
 
 
 def test_a_row_is_the_same_without_the_others():
-    key = tf.stack(words(*KEY))
+    key = words(*KEY)
     whole = standard_normal_rows(key, tf.range(8), 5)
     np.testing.assert_array_equal(standard_normal_rows(key, tf.constant([6, 2]), 5), tf.gather(whole, [6, 2]))
 
 
+def test_a_key_for_each_row():
+    found = standard_normal_rows(words([KEY[0], 0], [KEY[1], 7]), tf.constant([3, 1]), 5)
+    np.testing.assert_array_equal(found[:1], standard_normal_rows(words(*KEY), tf.constant([3]), 5))
+    np.testing.assert_array_equal(found[1:], standard_normal_rows(words(0, 7), tf.constant([1]), 5))
+
+
 def test_distribution():
     """Moments, and correlations of what is near to each other, within five standard errors."""
-    noise = standard_normal_rows(tf.stack(words(*KEY)), tf.range(1000), 400).numpy().astype(np.float64)
-    other = standard_normal_rows(tf.stack(words(KEY[0], KEY[1] + 1)), tf.range(1000), 400).numpy()
+    noise = standard_normal_rows(words(*KEY), tf.range(1000), 400).numpy().astype(np.float64)
+    other = standard_normal_rows(words(KEY[0], KEY[1] + 1), tf.range(1000), 400).numpy()
     error = noise.size**-0.5
     assert np.isfinite(noise).all()
     assert abs(noise.mean()) < 5 * error

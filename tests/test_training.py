@@ -92,7 +92,7 @@ def test_another_seed_gives_another_training(tmp_path, npz):
 
 def test_the_kept_model_is_the_best_of_the_validation(tmp_path, npz):
     # A learning rate at which the bound goes up and down.
-    config = small(npz, epochs=8, learning_rate=0.2, learning_rate_schedule="constant")
+    config = small(npz, epochs=6, learning_rate=0.2, learning_rate_schedule="constant")
     run = train(config, tmp_path / "run", verbose=0)
     validation = [row["val_elbo"] for row in run.history()]
     assert int(np.argmax(validation)) != len(validation) - 1

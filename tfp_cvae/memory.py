@@ -3,9 +3,9 @@
 import ctypes
 import sys
 
-# Of malloc.h: how much memory more than it needs an arena asks for, and keeps.
-_M_TOP_PAD = -2
-_BYTES = 64 * 2**20
+# Of malloc.h: how much more memory than it needs an arena asks for, and keeps; and from what size on a block has pages
+# of its own. To set the one keeps glibc from adjusting the other.
+_M_TOP_PAD, _M_MMAP_THRESHOLD = -2, -3
 
 
 def keep_freed_memory() -> None:
@@ -13,9 +13,10 @@ def keep_freed_memory() -> None:
 
     A training step frees some megabytes and asks for them again. Where that moves the end of an arena, which is a
     matter of luck, each step gets a thousand new pages, which take up to a fifth of its time. It is a setting of the
-    whole process, as `MALLOC_TOP_PAD_=67108864` in its environment; with other C libraries nothing happens.
+    whole process; with other C libraries nothing happens.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
-            mallopt(_M_TOP_PAD, _BYTES)
+            mallopt(_M_TOP_PAD, 64 * 2**20)
+            mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)

@@ -321,17 +321,19 @@ class CVAE(CheckedModel):
     def _sample(self, posterior: tfd.Distribution, image: tf.Tensor, training: bool) -> tf.Tensor:
         """Latent samples z_k ~ q(z|x,y), reparameterised, `[num_samples, batch, latent_size]`."""
         fingerprint = self.image_seed(image)
+        seed = tf.constant(self.seed, tf.uint32)
         if training:
             # One key for each step and batch, and the numbers of the rows that a replica has of it.
             self.step.assign_add(1)
             rows, total = distribution.rows_of_replica(fingerprint)
             step = tf.cast(self.step, tf.uint32)
-            key = threefry(tf.bitcast(tf.stack([self.seed, total]), tf.uint32), (step, tf.zeros_like(step)))
-            noise = standard_normal_rows(tf.stack(key), rows, self.num_samples * self.latent_size)
-            noise = tf.reshape(noise, [-1, self.num_samples, self.latent_size])
+            key = threefry((seed, tf.bitcast(total, tf.uint32)), (step, tf.zeros_like(step)))
         else:
-            # One seed for each image, so that what is measured does not depend on how the images are batched.
-            noise = standard_normal(fingerprint, [self.num_samples, self.latent_size], stream=self.seed)
+            # One key for each image, so that what is measured does not depend on how the images are batched.
+            rows = tf.zeros_like(fingerprint)
+            key = (seed, tf.bitcast(fingerprint, tf.uint32))
+        noise = standard_normal_rows(key, rows, self.num_samples * self.latent_size)
+        noise = tf.reshape(noise, [-1, self.num_samples, self.latent_size])
         return posterior.mean() + posterior.stddev() * tf.transpose(noise, [1, 0, 2])
 
     def _checked_rows(self, label: Any, seed: Any, size: int | None = None) -> tuple[tf.Tensor | None, np.ndarray]:

@@ -10,6 +10,7 @@ import tf_keras as keras
 
 from tfp_cvae import checks
 from tfp_cvae.atomic import write_atomically
+from tfp_cvae.batches import EpochCounter
 
 _KERAS_FORMAT_ONLY = "expected a name that ends in .keras, the format that keras.models.load_model reads again"
 
@@ -56,7 +57,7 @@ class CheckedModel(keras.Model):
             (type(part).__name__, part.get_config() if hasattr(part, "get_config") else None)
             for part in (self.optimizer, loss)
         ]
-        self.compiled_with = json.dumps([parts, bool(kwargs.get("jit_compile"))], default=_plain)
+        self.compiled_with = json.dumps(parts, default=_plain)
 
     def compile_from_config(self, config: Any) -> None:
         """Compiles as `keras.Model.compile_from_config`, which leaves out a model that overrides `compile`."""
@@ -201,7 +202,7 @@ def checked_dataset(data: Any) -> Any:
     if hasattr(data, "batches"):
         raise TypeError(f"x: expected batches, got {data!r}; use its method batches, as in batches(128)")
     # Batches of the training split, known by their `epochs`, are in [0, 1] as they are made.
-    if not isinstance(data, tf.data.Dataset) or hasattr(data, "epochs"):
+    if not isinstance(data, tf.data.Dataset) or isinstance(getattr(data, "epochs", None), EpochCounter):
         return data
 
     def check(x: Any, *rest: Any) -> Any:

@@ -44,7 +44,8 @@ def train(
 
     The weights that are kept are those of the epoch with the best true bound on the validation split. The held-out
     bound is then measured once, on the test split, and the figures are drawn. The same configuration gives the same
-    history and weights again, also if the training was killed and resumed. Sets the global seed of Keras.
+    history and weights again, also if the training was killed and resumed. Sets the global seed of Keras, and has the
+    C library keep freed memory (`memory.keep_freed_memory`).
 
     Args:
         config: Settings; None for the defaults.

@@ -27,6 +27,18 @@ class Turns(work.turns(keras.callbacks.Callback)):
     """Waits for a turn before each epoch."""
 
 
+class First(keras.callbacks.Callback):
+    """Has a callback begin an epoch before all others, which ends it after them."""
+
+    def __init__(self, turns):
+        super().__init__()
+        self.turns, self.begin = turns, turns.on_epoch_begin
+        turns.on_epoch_begin = lambda epoch, logs=None: None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.begin(epoch, logs)
+
+
 def start_workers(number):
     """Makes this process the chief of as many, and starts the others."""
     sockets = [socket.create_server(("localhost", 0)) for _ in range(number)]
@@ -64,6 +76,7 @@ def callbacks_of_train(folder, batches, images):
 
 
 def train(given, is_assistant):
+    # As `train` does.
     keep_freed_memory()
     strategy = distribution.from_environment()
     if given.variant == "keras":
@@ -97,8 +110,8 @@ def train(given, is_assistant):
     callbacks = [] if is_assistant else [Turns(negative_elbo)]
     with tempfile.TemporaryDirectory() as folder:
         if given.variant == "callbacks":
-            # The clock is the last one, so that it has what the others do at the end of an epoch.
-            callbacks = [*callbacks_of_train(folder, batches, steps * given.batch_size), *callbacks]
+            (turns,) = callbacks
+            callbacks = [First(turns), *callbacks_of_train(folder, batches, steps * given.batch_size), turns]
         cvae.fit(batches, epochs=config.epochs, steps_per_epoch=steps, callbacks=callbacks, verbose=0)
 
 

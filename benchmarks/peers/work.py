@@ -69,8 +69,11 @@ def arguments() -> argparse.Namespace:
 
 
 def load() -> Work:
+    from tfp_cvae.memory import keep_freed_memory
     from tfp_cvae.sources import load_dataset
 
+    # As `train` does, for all.
+    keep_freed_memory()
     given = arguments()
     data = load_dataset(given.dataset)
     train, test = data.train, data.test
@@ -121,6 +124,8 @@ def turns(kind: type) -> type:
 
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
             self.model.stop_training = not wait(self.held_out)
+            # What the images of the test have left there.
+            self.model.reset_metrics()
             self.begin = time.perf_counter()
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

@@ -16,12 +16,13 @@ from tfp_cvae import training
 from tfp_cvae.cli import main
 
 SETTINGS = {"epochs": 4, "batch-size": 16, "width": 16, "latent-size": 4, "ema-momentum": 0.9, "kl-warmup-epochs": 2}
-# With a backup after each epoch, however short it is.
+# With a backup after each epoch, however short it is, and with XLA where there is one worker, as in longer trainings.
 PROGRAM = """
 import sys
 from tfp_cvae import cli, commands
 commands.import_tensorflow_quietly()
-from tfp_cvae import backup
+from tfp_cvae import backup, training
+training._XLA_PAYS_FROM_STEPS = 1
 backup.Backup.__init__.__kwdefaults__["every_seconds"] = 0
 sys.exit(cli.main())
 """
