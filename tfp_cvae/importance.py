@@ -239,8 +239,8 @@ def _estimate(
     size = image.shape[0]
 
     def block(index: tf.Tensor, largest: tf.Tensor, total: tf.Tensor, squares: tf.Tensor, terms: tf.Tensor) -> tuple:
-        # Blocks count from 1: the stream `seed` itself is that of the samples which `cvae(image)` draws. The noise is
-        # drawn outside of `weigh`, as XLA would draw another one.
+        # Blocks count from 1, as the stream 0 is that of `reconstruct`. The noise is drawn outside of `weigh`, as XLA
+        # would draw another one.
         stream = seed + (tf.cast(index, tf.int64) + 1) * 2**31
         noise = standard_normal(image_seed, [SAMPLES_PER_BLOCK, cvae.latent_size], stream=stream)
         noise = tf.ensure_shape(noise, [size, SAMPLES_PER_BLOCK, cvae.latent_size])
