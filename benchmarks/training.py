@@ -91,6 +91,7 @@ def main():
     parser.add_argument("--warm-up", type=int, default=1, help="epochs of each before, which compile")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="NAME")
     parser.add_argument("--until", type=float, nargs="+", metavar="ELBO", help="train until the ELBO is that high")
+    parser.add_argument("--figure", metavar="PATH", help="draw the images a second, as .png")
     parser.add_argument("--dataset", default="mnist")
     parser.add_argument("--batch-size", type=int, default=128)
     given = parser.parse_args()
@@ -125,6 +126,25 @@ def main():
         ratios = [own / other for own, other in zip(found[given.peers[0]], speeds, strict=True)]
         start = first[name] - count / statistics.median(speeds)
         print(f"{name:36}{spread(speeds, '.0f'):>28}{spread(ratios, '.2f'):>28}{start:>10.1f}{memory[name]:>8.0f}")
+    if given.figure:
+        draw(found, given.figure)
+
+
+def draw(found, path):
+    """Images a second of each: the median over the rounds, and a line from the smallest to the largest."""
+    import matplotlib.figure
+
+    names = sorted(found, key=lambda name: statistics.median(found[name]))
+    medians = [statistics.median(found[name]) for name in names]
+    below = [median - min(found[name]) for name, median in zip(names, medians, strict=True)]
+    above = [max(found[name]) - median for name, median in zip(names, medians, strict=True)]
+    figure = matplotlib.figure.Figure(figsize=(8, 0.6 + 0.34 * len(names)), layout="constrained")
+    place = figure.subplots()
+    colors = ["C0" if name.startswith("tfp_cvae") else "silver" for name in names]
+    place.barh(names, medians, xerr=[below, above], color=colors, error_kw={"elinewidth": 1, "ecolor": "dimgray"})
+    place.set_xlabel("training images a second")
+    place.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
 
 
 def train_until(peers, bounds):
