@@ -4,7 +4,7 @@
 
 One size at a time is doubled, from the MLP 500-500 with 40 latents, batch 128 and K = 1 on images of 28x28. The
 exponent is the slope between the two largest sizes on logarithmic axes: 1 is as much as the size, 0 is not at all. The
-images are random.
+images are random. Of batches that are large, fewer make one program, as those of a program are gathered before it.
 """
 
 import argparse
@@ -20,7 +20,7 @@ commands.import_tensorflow_quietly()
 import tf_keras as keras  # noqa: E402
 
 STEPS = 100
-USUAL = {"width": 500, "latent_size": 40, "batch_size": 128, "num_samples": 1, "side": 28}
+USUAL = {"width": 500, "latent_size": 40, "batch_size": 128, "num_samples": 1, "side": 28, "num_images": None}
 SIZES = {
     "width": (125, 250, 500, 1000, 2000),
     "latent_size": (10, 20, 40, 80, 160),
@@ -36,16 +36,13 @@ def main():
     parser.add_argument("--output", required=True, help="figure to write, .png")
     parser.add_argument("--epochs", type=int, default=3, help="epochs of each that are measured; the fastest counts")
     given = parser.parse_args()
-    print(f"{os.cpu_count()} processors; milliseconds a step, of the fastest of {given.epochs} epochs of {STEPS} steps")
+    print(f"{os.cpu_count()} processors; milliseconds a step, of the fastest of {given.epochs} epochs")
     print("what,size,milliseconds")
     found = {}
     for name, sizes in SIZES.items():
         found[name] = []
         for size in sizes:
-            settings = dict(USUAL)
-            count = size if name == "num_images" else None
-            settings.update({name: size} if count is None else {})
-            found[name].append(1e3 * step_seconds(settings, count, given.epochs))
+            found[name].append(1e3 * step_seconds({**USUAL, name: size}, given.epochs))
             print(f"{name},{size},{found[name][-1]:.2f}", flush=True)
     print("\nexponents, between the two largest sizes")
     for name, sizes in SIZES.items():
@@ -53,8 +50,8 @@ def main():
     draw(found, given.output)
 
 
-def step_seconds(settings, count, epochs):
-    """Seconds of a training step; of one of 128 images, if it is the number of images that changes."""
+def step_seconds(settings, epochs):
+    """Seconds of a training step, the fastest epoch's mean; without a number of images an epoch has 100 steps."""
     from tfp_cvae.build import build_cvae
     from tfp_cvae.data import make_dataset
     from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, Rate
@@ -64,7 +61,7 @@ def step_seconds(settings, count, epochs):
     keras.backend.clear_session()
     batch_size, side = settings["batch_size"], settings["side"]
     generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (count or STEPS * batch_size, side, side), np.uint8)
+    images = generator.integers(0, 256, (settings["num_images"] or STEPS * batch_size, side, side), np.uint8)
     labels = np.arange(len(images)) % 10
     few = (images[:100], labels[:100])
     data = make_dataset("random", list("0123456789"), (images, labels), few, few)

@@ -28,8 +28,8 @@ def pytest_terminal_summary(terminalreporter):
     reports = [report for reports in terminalreporter.stats.values() for report in reports]
     for report in reports:
         for name, value in getattr(report, "user_properties", ()):
-            if name == "fuzz" and report.when == "teardown":
-                terminalreporter.write_line(f"fuzz: {value}")
+            if name in ("fuzz", "kills") and report.when == "teardown":
+                terminalreporter.write_line(f"{name}: {value}")
 
 
 def pytest_collection_modifyitems(items):

@@ -12,11 +12,9 @@ from tfp_cvae.memory import keep_freed_memory
 
 if sys.argv[1] == "kept":
     keep_freed_memory()
+size = int(sys.argv[2])
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-
-
-size = int(sys.argv[2])
 
 
 def take_and_free():

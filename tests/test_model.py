@@ -330,6 +330,14 @@ def test_validation_data_is_checked_too(cvae):
         cvae.fit((IMAGE, ONE_HOT), IMAGE, validation_data=spoilt, verbose=0)
 
 
+def test_own_batches_that_are_changed_are_checked(cvae, dataset):
+    """Those of the training split are left alone as they come, and not what is made of them."""
+    cvae.compile("adam", loss=NegativeELBO())
+    spoilt = dataset.train.batches(8).map(lambda x, y: ((2 * x[0], x[1]), y))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="image: expected values in"):
+        cvae.fit(spoilt, verbose=0)
+
+
 @pytest.mark.parametrize("as_dataset", [False, True])
 def test_labels_in_the_place_of_the_image_are_refused(cvae, as_dataset):
     cvae.compile("adam", loss=NegativeELBO())

@@ -27,18 +27,6 @@ class Turns(work.turns(keras.callbacks.Callback)):
     """Waits for a turn before each epoch."""
 
 
-class First(keras.callbacks.Callback):
-    """Has a callback begin an epoch before all others, which ends it after them."""
-
-    def __init__(self, turns):
-        super().__init__()
-        self.turns, self.begin = turns, turns.on_epoch_begin
-        turns.on_epoch_begin = lambda epoch, logs=None: None
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.begin(epoch, logs)
-
-
 def start_workers(number):
     """Makes this process the chief of as many, and starts the others."""
     sockets = [socket.create_server(("localhost", 0)) for _ in range(number)]
@@ -107,11 +95,17 @@ def train(given, is_assistant):
     def negative_elbo():
         return cvae.evaluate(data.test.batches(500), verbose=0, return_dict=True)["loss"]
 
-    callbacks = [] if is_assistant else [Turns(negative_elbo)]
+    turns = Turns(negative_elbo)
+    callbacks = [] if is_assistant else [turns]
     with tempfile.TemporaryDirectory() as folder:
         if given.variant == "callbacks":
-            (turns,) = callbacks
-            callbacks = [First(turns), *callbacks_of_train(folder, batches, steps * given.batch_size), turns]
+            # An epoch has all that they do, at its beginning and at its end.
+            turns.set_model(cvae)
+            callbacks = [
+                keras.callbacks.LambdaCallback(on_epoch_begin=turns.on_epoch_begin),
+                *callbacks_of_train(folder, batches, steps * given.batch_size),
+                keras.callbacks.LambdaCallback(on_epoch_end=turns.on_epoch_end),
+            ]
         cvae.fit(batches, epochs=config.epochs, steps_per_epoch=steps, callbacks=callbacks, verbose=0)
 
 
