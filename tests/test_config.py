@@ -37,6 +37,10 @@ def test_configuration_needs_no_tensorflow():
         ({"ema_momentum": 1.0}, ValueError, "ema_momentum: expected a number >= 0 and < 1, got 1.0"),
         ({"network": "transformer"}, ValueError, "network: expected one of mlp, residual, conv, got 'transformer'"),
         ({"binarization": "static"}, ValueError, "binarization: expected one of dynamic, threshold, none"),
+        ({"num_labels": 100}, ValueError, "num_labels, labelled_per_batch: expected none with the model cvae"),
+        ({"model": "m2", "num_labels": 0}, ValueError, "num_labels: expected an integer >= 1, got 0"),
+        ({"model": "m2", "objective": "iwae"}, ValueError, "model: expected conditional and the objective elbo"),
+        ({"model": "m2", "deformation": -1}, ValueError, "deformation: expected a number >= 0, got -1"),
         ({"objective": "iwae", "kl_weight": 0.5}, ValueError, "objective: expected elbo with kl_weight"),
     ],
 )

@@ -175,7 +175,7 @@ IMAGES, LABELS = stripes(60)
         (IMAGES, LABELS.astype(float), TypeError, "train labels: expected an integer"),
         (IMAGES, LABELS[:-1], ValueError, r"train labels: expected shape \[60\], one for each image, got \[59\]"),
         (IMAGES, LABELS + 1, ValueError, "train labels: expected 0 to 2, got 3"),
-        (IMAGES, LABELS - 1, ValueError, "train labels: expected 0 to 2, got -1"),
+        (IMAGES, LABELS - 2, ValueError, "train labels: expected 0 to 2, got -2"),
         (IMAGES, LABELS % 2, ValueError, "expected at least one training image of each class, got none of 'right'"),
         (IMAGES[:3], LABELS[:3], ValueError, "expected at least 10 images, of which a tenth"),
     ],
@@ -194,3 +194,92 @@ def test_splits_of_different_shape():
 def test_batch_size_out_of_range(dataset, batch_size):
     with pytest.raises(ValueError, match=f"batch_size: expected 1 to .*, the number of train images, got {batch_size}"):
         dataset.train.batches(batch_size)
+
+
+def test_few_labels_are_of_each_class_as_many_and_a_function_of_the_seed(dataset):
+    few = dataset.with_few_labels(12, seed=1)
+    kept = few.train.labels != -1
+    np.testing.assert_array_equal(np.bincount(few.train.labels[kept]), [4, 4, 4])
+    np.testing.assert_array_equal(few.train.labels[kept], dataset.train.labels[kept])
+    assert set(few.validation.labels) == {-1}
+    np.testing.assert_array_equal(few.test.labels, dataset.test.labels)
+    np.testing.assert_array_equal(few.train.images, dataset.train.images)
+    np.testing.assert_array_equal(few.class_probabilities(), [1 / 3] * 3)
+    np.testing.assert_array_equal(few.train.labels, dataset.with_few_labels(12, seed=1).train.labels)
+    assert np.any(few.train.labels != dataset.with_few_labels(12, seed=2).train.labels)
+    assert few.fingerprint() != dataset.fingerprint()
+    np.testing.assert_array_equal(few.train.one_hot().sum(axis=1), kept)
+    assert len(few.train.labelled()) == 12
+    assert repr(few).endswith("3 classes, 12 labels")
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "message"),
+    [
+        (10, ValueError, "num_labels: expected a multiple of 3, the number of classes, up to"),
+        (3000, ValueError, "num_labels: expected a multiple of 3, the number of classes, up to"),
+        (0, ValueError, "num_labels: expected an integer >= 1, got 0"),
+        (3.0, TypeError, "num_labels: expected an integer >= 1, got 3.0"),
+    ],
+)
+def test_numbers_of_labels_that_cannot_be(dataset, number, error, message):
+    with pytest.raises(error, match=message):
+        dataset.with_few_labels(number)
+
+
+@pytest.mark.parametrize("drop_remainder", [True, False])
+def test_batches_of_labelled_and_unlabelled_images(dataset, drop_remainder):
+    split = dataset.with_few_labels(9).train
+    # Each image tells its own number.
+    split = dataclasses.replace(split, images=np.arange(len(split), dtype=np.uint8).reshape(-1, 1, 1, 1))
+    assert len(split) < 256
+    options = {"binarization": "none", "labelled_per_batch": 4, "drop_remainder": drop_remainder}
+    batches = split.batches(16, **options)
+    num_unlabelled = len(split) - 9
+    expected = num_unlabelled // 12 + (not drop_remainder and num_unlabelled % 12 > 0)
+    assert split.num_batches(16, labelled_per_batch=4, drop_remainder=drop_remainder) == expected
+    orders = []
+    for _ in range(2):
+        seen_labelled, seen = [], []
+        for (image, one_hot), _ in batches:
+            number = np.rint(255 * image.numpy().ravel()).astype(int)
+            np.testing.assert_array_equal(one_hot, split.one_hot()[number])
+            assert np.all(one_hot[:4].numpy().sum(axis=1) == 1)
+            assert np.all(one_hot[4:] == 0)
+            seen_labelled.extend(number[:4])
+            seen.extend(number[4:])
+        assert len(set(seen)) == len(seen) == (expected * 12 if drop_remainder else num_unlabelled)
+        counts = np.bincount(seen_labelled)[split.labels[: max(seen_labelled) + 1] != -1]
+        assert len(counts) == 9
+        assert counts.max() - counts.min() <= 1
+        orders.append(seen)
+    assert orders[0] != orders[1]
+
+
+def test_a_share_of_mixed_batches_is_that_part_of_each(dataset):
+    split = dataset.with_few_labels(9).train
+    options = {"labelled_per_batch": 4, "drop_remainder": True}
+    whole = list(split.batches(16, **options))
+    for index in range(2):
+        for (part, _), (batch, _) in zip(split.batches(16, share=(index, 2), **options), whole, strict=True):
+            for array, other in zip(part, batch, strict=True):
+                np.testing.assert_array_equal(array, other[8 * index : 8 * index + 8])
+
+
+@pytest.mark.parametrize("number", [0, 16])
+def test_batches_without_labelled_or_without_unlabelled_images(dataset, number):
+    with pytest.raises(ValueError, match="labelled_per_batch: expected"):
+        dataset.with_few_labels(9).train.batches(16, labelled_per_batch=number)
+
+
+def test_images_without_label_in_the_source():
+    images, labels = stripes(60)
+    some = np.where(np.arange(60) < 9, labels, -1)
+    data = make_dataset("some", ["a", "b", "c"], (images, some), test=(images, labels))
+    assert np.sum(data.train.labels != -1) + np.sum(data.validation.labels != -1) == 9
+    with pytest.raises(ValueError, match="expected test images and their labels where training images have none"):
+        make_dataset("some", ["a", "b", "c"], (images, some))
+    with pytest.raises(ValueError, match="test labels: expected 0 to 2, got -1"):
+        make_dataset("some", ["a", "b", "c"], (images, labels), test=(images, some))
+    with pytest.raises(ValueError, match="expected at least one training image of each class, got none of 'c'"):
+        make_dataset("some", ["a", "b", "c"], (images, np.where(labels == 2, -1, labels)), test=(images, labels))

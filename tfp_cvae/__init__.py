@@ -12,8 +12,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from tfp_cvae.backup import Backup as Backup
     from tfp_cvae.build import build_cvae as build_cvae
+    from tfp_cvae.build import build_semi_supervised_cvae as build_semi_supervised_cvae
     from tfp_cvae.callbacks import ImageGrid as ImageGrid
     from tfp_cvae.callbacks import KLWarmUp as KLWarmUp
+    from tfp_cvae.callbacks import LabelWarmUp as LabelWarmUp
     from tfp_cvae.callbacks import StopAtNonFiniteLoss as StopAtNonFiniteLoss
     from tfp_cvae.callbacks import SwapEMAWeights as SwapEMAWeights
     from tfp_cvae.client import request_images as request_images
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from tfp_cvae.importance import importance_estimate as importance_estimate
     from tfp_cvae.layers import IndependentBernoulli as IndependentBernoulli
     from tfp_cvae.layers import MultivariateNormalDiag as MultivariateNormalDiag
+    from tfp_cvae.layers import OneHotCategorical as OneHotCategorical
     from tfp_cvae.likelihood import Likelihood as Likelihood
     from tfp_cvae.likelihood import likelihood_under_each_label as likelihood_under_each_label
     from tfp_cvae.losses import ELBO as ELBO
@@ -35,19 +38,21 @@ if TYPE_CHECKING:
     from tfp_cvae.losses import NegativeELBO as NegativeELBO
     from tfp_cvae.losses import NegativeIWAE as NegativeIWAE
     from tfp_cvae.losses import Rate as Rate
+    from tfp_cvae.losses import SemiSupervisedNegativeELBO as SemiSupervisedNegativeELBO
     from tfp_cvae.model import CVAE as CVAE
     from tfp_cvae.recipes import RECIPES as RECIPES
     from tfp_cvae.recipes import recipe as recipe
     from tfp_cvae.results import Estimate as Estimate
     from tfp_cvae.results import Evaluation as Evaluation
     from tfp_cvae.run import Run as Run
+    from tfp_cvae.semi_supervised import SemiSupervisedCVAE as SemiSupervisedCVAE
     from tfp_cvae.sources import load_dataset as load_dataset
     from tfp_cvae.training import train as train
 
 _MODULES = {
     "backup": ("Backup",),
-    "build": ("build_cvae",),
-    "callbacks": ("ImageGrid", "KLWarmUp", "StopAtNonFiniteLoss", "SwapEMAWeights"),
+    "build": ("build_cvae", "build_semi_supervised_cvae"),
+    "callbacks": ("ImageGrid", "KLWarmUp", "LabelWarmUp", "StopAtNonFiniteLoss", "SwapEMAWeights"),
     "client": ("request_images",),
     "config": ("EvaluationConfig", "TrainConfig"),
     "data": ("Dataset",),
@@ -55,13 +60,14 @@ _MODULES = {
     "export": ("export_run", "export_saved_model"),
     "flows": ("CouplingFlow",),
     "importance": ("ImportanceEstimate", "importance_estimate"),
-    "layers": ("IndependentBernoulli", "MultivariateNormalDiag"),
+    "layers": ("IndependentBernoulli", "MultivariateNormalDiag", "OneHotCategorical"),
     "likelihood": ("Likelihood", "likelihood_under_each_label"),
-    "losses": ("ELBO", "Distortion", "NegativeELBO", "NegativeIWAE", "Rate"),
+    "losses": ("ELBO", "Distortion", "NegativeELBO", "NegativeIWAE", "Rate", "SemiSupervisedNegativeELBO"),
     "model": ("CVAE",),
     "recipes": ("RECIPES", "recipe"),
     "results": ("Estimate", "Evaluation"),
     "run": ("Run",),
+    "semi_supervised": ("SemiSupervisedCVAE",),
     "sources": ("load_dataset",),
     "training": ("train",),
 }

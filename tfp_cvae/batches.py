@@ -1,7 +1,7 @@
 """Batches of training images, shuffled and binarized afresh in each epoch: functions of (seed, epoch) alone."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ def shuffled_epochs(
 
     Args:
         images: `[n, height, width, channels]` uint8.
-        one_hot: `[n, num_classes]` float32.
+        one_hot: `[n, num_classes]` float32; rows of zeros where there is no label.
         epochs: Settings of the batches, checked; it counts the iterations.
         share: `(i, n)` for the i-th of n equal parts of each batch.
 
@@ -44,7 +44,7 @@ def shuffled_epochs(
         `[batch / n, num_classes]` float32.
     """
     batch_size, binarization, seed = (epochs.settings[name] for name in ("batch_size", "binarization", "seed"))
-    size, rows = len(images), batch_size // share[1]
+    rows = batch_size // share[1]
     first = share[0] * rows
     static_rows = rows if epochs.settings["drop_remainder"] else None
     all_images, all_one_hot = tf.constant(images), tf.constant(one_hot)
@@ -55,11 +55,13 @@ def shuffled_epochs(
 
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         epoch_seed = tf.random.experimental.stateless_fold_in(tf.constant([seed, 0], tf.int32), epoch)
-        order = tf.random.experimental.stateless_shuffle(tf.range(size), epoch_seed)
+        if "labelled_per_batch" in epochs.settings:
+            whole_batch = _mixed_order(one_hot, epochs.settings, epoch_seed)
+        else:
+            whole_batch = _order(tf.range(len(images)), batch_size, epoch_seed)
 
         def one_batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            begin = step * batch_size + first
-            index = order[begin : begin + rows]
+            index = whole_batch(step)[first : first + rows]
             index.set_shape([static_rows])
             step_seed = tf.random.experimental.stateless_fold_in(epoch_seed, step)
             image = _binarize(tf.gather(all_images, index), binarization, step_seed, first)
@@ -71,6 +73,27 @@ def shuffled_epochs(
 
     dataset = tf.data.Dataset.from_generator(next_epoch, output_signature=tf.TensorSpec([], tf.int32))
     return dataset.flat_map(one_epoch).apply(tf.data.experimental.assert_cardinality(epochs.steps))
+
+
+def _order(index: tf.Tensor, batch_size: int, seed: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Function from a step to the indices of its batch, of which each comes once in an epoch."""
+    order = tf.random.experimental.stateless_shuffle(index, seed)
+    return lambda step: order[step * batch_size : (step + 1) * batch_size]
+
+
+def _mixed_order(one_hot: np.ndarray, settings: Mapping[str, Any], seed: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The same for batches that begin with labelled images, which come again and again, and go on with unlabelled."""
+    has_label = one_hot.any(axis=-1)
+    labelled, unlabelled = (tf.constant(np.flatnonzero(which), tf.int32) for which in (has_label, ~has_label))
+    number = settings["labelled_per_batch"]
+    again = tf.random.experimental.stateless_shuffle(labelled, tf.random.experimental.stateless_fold_in(seed, -1))
+    once = _order(unlabelled, settings["batch_size"] - number, seed)
+
+    def whole_batch(step: tf.Tensor) -> tf.Tensor:
+        place = (step * number + tf.range(number)) % max(1, int(has_label.sum()))
+        return tf.concat([tf.gather(again, place), once(step)], axis=0)
+
+    return whole_batch
 
 
 def _binarize(images: tf.Tensor, binarization: Binarization, seed: tf.Tensor, first: int) -> tf.Tensor:

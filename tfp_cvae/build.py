@@ -2,11 +2,13 @@
 
 import typing
 from collections.abc import Sequence
+from typing import Any
 
 from tfp_cvae import checks, networks
 from tfp_cvae.config import Network, Prior
 from tfp_cvae.flows import flow_prior
 from tfp_cvae.model import CVAE
+from tfp_cvae.semi_supervised import SemiSupervisedCVAE
 
 
 def build_cvae(
@@ -64,3 +66,36 @@ def build_cvae(
     build_prior = {"label": networks.label_prior, "flow": flow_prior}.get(prior)
     prior_network = build_prior(num_classes, latent_size) if build_prior else None
     return CVAE(encoder, decoder, prior_network, num_samples=num_samples, seed=seed, name="cvae")
+
+
+def build_semi_supervised_cvae(
+    image_shape: Sequence[int], num_classes: int, *args: Any, deformation: float = 1.0, **kwargs: Any
+) -> SemiSupervisedCVAE:
+    """Builds a CVAE with q(y|x), which learns from images with and without label.
+
+    Args:
+        image_shape: `(height, width, channels)`.
+        num_classes: Number of classes, >= 1.
+        *args: Of `build_cvae`, and so are other keywords.
+        deformation: Strength of the random affine maps of what q(y|x) sees in training; 0 for none.
+        **kwargs: Of `build_cvae`.
+
+    Returns:
+        The model, not yet compiled. q(y|x) is a convolutional network.
+
+    Raises:
+        TypeError: If a value is of the wrong kind.
+        ValueError: If a value is out of range.
+    """
+    checks.integer("num_classes", num_classes, 1)
+    cvae = build_cvae(image_shape, num_classes, *args, **kwargs)
+    return SemiSupervisedCVAE(
+        cvae.encoder,
+        cvae.decoder,
+        networks.convolutional_classifier(cvae.image_shape, num_classes),
+        cvae.prior_network,
+        num_samples=cvae.num_samples,
+        seed=cvae.seed,
+        deformation=deformation,
+        name="cvae",
+    )

@@ -51,6 +51,28 @@ class KLWarmUp(keras.callbacks.Callback):
         weight.assign(self.kl_weight * min(1.0, (epoch + 1) / self.epochs))
 
 
+class LabelWarmUp(keras.callbacks.Callback):
+    """Has q(y|x) learn from labelled images alone at first, and from the bound of the others more in each epoch.
+
+    Until then the networks of the latent learn from all images, whose labels are as q(y|x) finds them. Without, the
+    networks, which know no label yet, would teach q(y|x) to give all images the same one. It is a matter of gradients:
+    loss and bound stay what they are. For `SemiSupervisedNegativeELBO`.
+
+    Args:
+        epochs: Epochs until all of the gradient is taken: 0 in the first, 1/epochs in the second; >= 1.
+    """
+
+    def __init__(self, epochs: int = 1) -> None:
+        super().__init__()
+        self.epochs = epochs
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        weight = getattr(self.model.loss, "label_gradient", None)
+        if weight is None:
+            raise TypeError(f"loss: expected SemiSupervisedNegativeELBO for LabelWarmUp, got {self.model.loss!r}")
+        weight.assign(min(1.0, epoch / self.epochs))
+
+
 class NonFiniteLossError(ValueError):
     """A loss that is NaN or infinite."""
 

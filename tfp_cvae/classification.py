@@ -1,8 +1,9 @@
-"""Classification by Bayes' rule, from log p(x|y) alone: accuracy, confusion and calibration. Pure NumPy."""
+"""Classification by Bayes' rule, from log p(x|y) alone: accuracy, confusion and calibration; and by q(y|x)."""
 
 import numpy as np
 
-from tfp_cvae.results import Calibration
+from tfp_cvae.results import Calibration, Estimate
+from tfp_cvae.semi_supervised import SemiSupervisedCVAE
 
 _BINS = 15
 _SHARES = (1.0, 0.99, 0.98, 0.95, 0.9, 0.8, 0.5)
@@ -34,6 +35,11 @@ def classify(log_joint: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, Cali
         confusion=confusion.tolist(),
     )
     return correct, calibration
+
+
+def label_posterior_accuracy(cvae: SemiSupervisedCVAE, image: np.ndarray, label: np.ndarray) -> Estimate:
+    """Accuracy of argmax_y q(y|x) on images `[n, height, width, channels]` in [0, 1] of classes `[n]`."""
+    return Estimate.of(np.argmax(cvae.classify(image), axis=-1) == label)
 
 
 def _selective_accuracy(log_joint: np.ndarray, correct: np.ndarray) -> list[list[float]]:

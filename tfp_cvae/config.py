@@ -14,9 +14,11 @@ Binarization = Literal["dynamic", "threshold", "none"]
 Network = Literal["mlp", "residual", "conv"]
 Prior = Literal["standard", "label", "flow"]
 Objective = Literal["elbo", "iwae"]
+Model = Literal["cvae", "m2"]
 LearningRateSchedule = Literal["cosine", "constant"]
 
 _CHOICES = {
+    "model": Model,
     "binarization": Binarization,
     "network": Network,
     "prior": Prior,
@@ -40,6 +42,19 @@ class TrainConfig:
     """Each pixel 1 with probability pixel/255, or if >= 128; or grey values, whose bounds are not comparable."""
     conditional: bool = True
     """Condition on the label; without it, the plain VAE."""
+
+    model: Model = "cvae"
+    """The CVAE; or M2, a CVAE with q(y|x) that learns from images with and without label."""
+    num_labels: int | None = None
+    """Training images that keep their label, the same number of each class, chosen by the seed; by default all (m2)."""
+    labelled_per_batch: int | None = None
+    """Labelled images in each batch, the others have none; by default a sixteenth (m2)."""
+    classification_weight: float = 1.0
+    """Weight of -log q(y|x) at the given labels in the loss (m2)."""
+    label_warmup_epochs: int = 1
+    """Epochs in which the gradient of the bound to q(y|x) rises linearly, from none at all (m2)."""
+    deformation: float = 1.0
+    """Strength of the random affine maps of what q(y|x) sees in training; 0 for none (m2)."""
 
     network: Network = "mlp"
     """Encoder and decoder."""
@@ -88,16 +103,22 @@ class TrainConfig:
             checks.choice(name, getattr(self, name), typing.get_args(choices))
         for name in ("latent_size", "num_samples", "epochs", "batch_size"):
             checks.integer(name, getattr(self, name), 1)
-        for name in ("width", "depth"):
+        for name in ("width", "depth", "num_labels", "labelled_per_batch"):
             if getattr(self, name) is not None:
                 checks.integer(name, getattr(self, name), 1)
-        for name in ("kl_warmup_epochs", "early_stopping"):
+        for name in ("kl_warmup_epochs", "early_stopping", "label_warmup_epochs"):
             checks.integer(name, getattr(self, name), 0)
-        for name in ("kl_weight", "free_bits"):
+        for name in ("kl_weight", "free_bits", "classification_weight", "deformation"):
             checks.number(name, getattr(self, name), 0)
         checks.number("learning_rate", self.learning_rate, 0, above=True)
         checks.number("ema_momentum", self.ema_momentum, 0, below=1)
         checks.seed("seed", self.seed)
+        if self.model == "cvae" and (self.num_labels or self.labelled_per_batch):
+            raise ValueError(
+                "num_labels, labelled_per_batch: expected none with the model cvae, got numbers; pass --model m2"
+            )
+        if self.model == "m2" and not (self.conditional and self.objective == "elbo"):
+            raise ValueError("model: expected conditional and the objective elbo with m2, got others")
         if self.kl_warmup_epochs > self.epochs:
             raise ValueError(f"kl_warmup_epochs: expected at most epochs, {self.epochs}, got {self.kl_warmup_epochs}")
         if self.prior != "standard" and not self.conditional:

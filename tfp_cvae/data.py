@@ -15,6 +15,9 @@ from tfp_cvae.config import Binarization
 # Seed of the one draw in which validation and test images are binarized, for all runs alike.
 HELD_OUT_SEED = 0
 
+# Label of an image that has none.
+UNLABELLED = -1
+
 _CHUNK = 8192
 
 
@@ -25,7 +28,7 @@ class Split:
     Attributes:
         name: "train", "validation" or "test".
         images: `[n, height, width, channels]` uint8.
-        labels: `[n]` int64, in [0, num_classes).
+        labels: `[n]` int64, in [0, num_classes); of training and validation images also -1, for none.
         num_classes: Number of classes.
     """
 
@@ -41,8 +44,20 @@ class Split:
         return f"Split({self.name!r}: {len(self):,} images {'x'.join(map(str, self.images.shape[1:]))})"
 
     def one_hot(self) -> np.ndarray:
-        """Labels as `[n, num_classes]` float32."""
-        return np.eye(self.num_classes, dtype=np.float32)[self.labels]
+        """Labels as `[n, num_classes]` float32; a row of zeros for an image without label."""
+        return (self.labels[:, np.newaxis] == np.arange(self.num_classes)).astype(np.float32)
+
+    def labelled(self) -> "Split":
+        """The images that have a label."""
+        return self.rows(np.flatnonzero(self.labels != UNLABELLED)) if self.has_unlabelled() else self
+
+    def rows(self, index: np.ndarray) -> "Split":
+        """Images and labels of the given indices."""
+        return dataclasses.replace(self, images=self.images[index], labels=self.labels[index])
+
+    def has_unlabelled(self) -> bool:
+        """Whether there are images without label."""
+        return bool(np.any(self.labels == UNLABELLED))
 
     def binarized(self, binarization: Binarization = "dynamic", seed: int = HELD_OUT_SEED) -> np.ndarray:
         """One fixed draw of all images, a function of the seed alone.
@@ -77,12 +92,14 @@ class Split:
         drop_remainder: bool = False,
         conditional: bool = True,
         share: tuple[int, int] = (0, 1),
+        labelled_per_batch: int | None = None,
     ) -> tf.data.Dataset:
         """Batches `((image, one_hot), image)` for `fit`, `evaluate` and `predict`.
 
         The training split is shuffled, and binarized afresh, in each epoch: iterating over the result once is one
-        epoch, and its batches are a function of (`seed`, epoch) alone. The other splits keep their order, and are one
-        draw, `binarized(binarization, seed)`.
+        epoch, and its batches are a function of (`seed`, epoch) alone. If some of its images have no label, an epoch is
+        one pass over those, and each batch begins with labelled ones, all as often as each other. The other splits keep
+        their order, and are one draw, `binarized(binarization, seed)`.
 
         The result counts its own iterations in its attribute `epochs`: a look with `next(iter(...))` begins an epoch
         too, and a second `fit` on it goes on where the first has stopped. Ask for new batches to start again.
@@ -97,13 +114,14 @@ class Split:
             conditional: Whether to give labels; without, the batches are `(image, image)`.
             share: `(i, n)` for the i-th of n equal parts, from 0, of each batch: that of one of n workers. Of the
                 training split, and with `drop_remainder`.
+            labelled_per_batch: Labelled images in each batch, where others have no label; None for a sixteenth, or one.
 
         Returns:
             `tf.data.Dataset` with image `[batch, height, width, channels]` float32 in [0, 1], one_hot
-            `[batch, num_classes]` float32.
+            `[batch, num_classes]` float32, a row of zeros for an image without label.
 
         Raises:
-            ValueError: If `batch_size`, `binarization` or `share` is out of range.
+            ValueError: If `batch_size`, `binarization`, `share` or `labelled_per_batch` is out of range.
         """
         if not 1 <= batch_size <= len(self):
             raise ValueError(
@@ -119,7 +137,9 @@ class Split:
             )
         settings = {"batch_size": batch_size, "binarization": binarization, "seed": seed, "images": len(self)}
         settings.update(drop_remainder=drop_remainder, conditional=conditional)
-        steps = len(self) // batch_size if drop_remainder else -(-len(self) // batch_size)
+        if self._mixes():
+            settings.update(labelled_per_batch=self._labelled_per_batch(batch_size, labelled_per_batch))
+        steps = self.num_batches(batch_size, drop_remainder=drop_remainder, labelled_per_batch=labelled_per_batch)
         epochs = EpochCounter(initial_epoch, steps, settings)
         if self.name == "train":
             dataset = shuffled_epochs(self.images, self.one_hot(), epochs, share)
@@ -132,6 +152,31 @@ class Split:
         if self.name == "train":
             dataset.epochs = epochs
         return dataset
+
+    def num_batches(
+        self, batch_size: int, *, drop_remainder: bool = False, labelled_per_batch: int | None = None
+    ) -> int:
+        """Number of the `batches` with these arguments."""
+        size, rows = len(self), batch_size
+        if self._mixes():
+            size = int(np.sum(self.labels == UNLABELLED))
+            rows -= self._labelled_per_batch(batch_size, labelled_per_batch)
+        return size // rows if drop_remainder else -(-size // rows)
+
+    def _mixes(self) -> bool:
+        """Whether batches are made of labelled and unlabelled images."""
+        return self.name == "train" and self.has_unlabelled()
+
+    def _labelled_per_batch(self, batch_size: int, given: int | None) -> int:
+        if np.all(self.labels == UNLABELLED):
+            return 0
+        number = max(1, batch_size // 16) if given is None else checks.integer("labelled_per_batch", given, 1)
+        if number >= batch_size:
+            raise ValueError(
+                f"labelled_per_batch: expected less than batch_size, {batch_size}, got {number}; the others "
+                "of a batch have none"
+            )
+        return number
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -155,7 +200,8 @@ class Dataset:
     def __repr__(self) -> str:
         splits = ", ".join(f"{len(split):,} {split.name}" for split in (self.train, self.validation, self.test))
         size = "x".join(map(str, self.image_shape))
-        return f"{self.name}: {splits} images of {size}, {self.num_classes} classes"
+        few = f", {np.sum(self.train.labels != UNLABELLED):,} labels" if self.train.has_unlabelled() else ""
+        return f"{self.name}: {splits} images of {size}, {self.num_classes} classes{few}"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -178,8 +224,52 @@ class Dataset:
         return digest.hexdigest()
 
     def class_probabilities(self) -> np.ndarray:
-        """p(y), the share of each class in the training split: `[num_classes]` float64."""
-        return np.bincount(self.train.labels, minlength=self.num_classes) / len(self.train)
+        """p(y), the share of each class in the labels of the training split: `[num_classes]` float64."""
+        labels = self.train.labels[self.train.labels != UNLABELLED]
+        return np.bincount(labels, minlength=self.num_classes) / len(labels)
+
+    def with_few_labels(self, num_labels: int, seed: int = 0) -> "Dataset":
+        """The same images, of which few keep their label: as many training images of each class, and all test images.
+
+        Training images are looked at in an order that is a function of the seed, until each class has its share. Labels
+        that come after that are not looked at, nor are those of the validation split, and so decide nothing.
+
+        Args:
+            num_labels: Number of training images that keep their label, a multiple of the number of classes.
+            seed: Seed of the choice.
+
+        Returns:
+            The data set; label -1 stands for none.
+
+        Raises:
+            TypeError: If a value is not an integer.
+            ValueError: If `num_labels` is no multiple of the number of classes, or there are not as many images.
+        """
+        checks.integer("num_labels", num_labels, 1)
+        checks.seed("seed", seed)
+        share, rest = divmod(num_labels, self.num_classes)
+        counts = np.bincount(self.train.labels[self.train.labels != UNLABELLED], minlength=self.num_classes)
+        if rest or share > counts.min():
+            raise ValueError(
+                f"num_labels: expected a multiple of {self.num_classes}, the number of classes, up to "
+                f"{counts.min() * self.num_classes}, as many as all classes have, got {num_labels}"
+            )
+        labels = np.full_like(self.train.labels, UNLABELLED)
+        missing = np.full(self.num_classes, share)
+        for index in np.random.default_rng(seed).permutation(len(labels)):
+            label = self.train.labels[index]
+            if label != UNLABELLED and missing[label]:
+                labels[index] = label
+                missing[label] -= 1
+                if not missing.any():
+                    break
+        none = np.full_like(self.validation.labels, UNLABELLED)
+        labels.flags.writeable = none.flags.writeable = False
+        return dataclasses.replace(
+            self,
+            train=dataclasses.replace(self.train, labels=labels),
+            validation=dataclasses.replace(self.validation, labels=none),
+        )
 
 
 def make_dataset(
@@ -198,9 +288,9 @@ def make_dataset(
         name: Name of the data set, for messages.
         class_names: Name of each class, in the order of the labels.
         train: Images `[n, height, width]` or `[n, height, width, channels]`, of an integer type in [0, 255], of a float
-            type in [0, 1] or bool; and integer labels `[n]` in [0, len(class_names)).
+            type in [0, 1] or bool; and integer labels `[n]` in [0, len(class_names)), or -1 for none.
         validation: The same, or None.
-        test: The same, or None.
+        test: The same, with all labels; or None, if all training images have one.
 
     Raises:
         TypeError: If images or labels are of the wrong kind.
@@ -217,11 +307,18 @@ def make_dataset(
             raise ValueError(
                 f"{name}: {split} images: expected the shape of the train images, {shape}, got {images.shape[1:]}"
             )
-        checked[split] = images, _checked_labels(f"{name}: {split} labels", labels, len(images), len(class_names))
+        labels = _checked_labels(f"{name}: {split} labels", labels, len(images), len(class_names), split != "test")
+        checked[split] = images, labels
+    if "test" not in checked and np.any(checked["train"][1] == UNLABELLED):
+        raise ValueError(
+            f"{name}: expected test images and their labels where training images have none (label {UNLABELLED}), got "
+            "none; give test_images and test_labels in an .npz"
+        )
     for split, limit in (("test", None), ("validation", 5000)):
         if split not in checked:
             checked["train"], checked[split] = _split_off(name, *checked["train"], limit)
-    counts = np.bincount(checked["train"][1], minlength=len(class_names))
+    labels = checked["train"][1]
+    counts = np.bincount(labels[labels != UNLABELLED], minlength=len(class_names))
     if not counts.all():
         missing = class_names[int(np.argmin(counts))]
         raise ValueError(f"{name}: expected at least one training image of each class, got none of {missing!r}")
@@ -254,12 +351,14 @@ def _split_off(
     return (images[~chosen], labels[~chosen]), (images[chosen], labels[chosen])
 
 
-def _checked_labels(name: str, labels: np.ndarray, size: int, num_classes: int) -> np.ndarray:
+def _checked_labels(name: str, labels: np.ndarray, size: int, num_classes: int, none_too: bool) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.shape != (size,):
         raise ValueError(f"{name}: expected shape [{size}], one for each image, got {list(labels.shape)}")
     labels = checks.integers(name, labels)
-    checks.labels(name, labels, num_classes)
+    given = labels[labels != UNLABELLED] if none_too else labels
+    if given.size:
+        checks.labels(name, given, num_classes)
     return labels
 
 

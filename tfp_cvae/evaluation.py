@@ -8,7 +8,7 @@ import numpy as np
 import tf_keras as keras
 
 from tfp_cvae import latents, recognition
-from tfp_cvae.classification import classify
+from tfp_cvae.classification import classify, label_posterior_accuracy
 from tfp_cvae.config import Binarization, EvaluationConfig
 from tfp_cvae.data import Dataset, Split
 from tfp_cvae.importance import products_per_second
@@ -16,6 +16,7 @@ from tfp_cvae.likelihood import Likelihood, likelihood_under_each_label
 from tfp_cvae.model import CVAE
 from tfp_cvae.results import ClassEvaluation, Estimate, Evaluation, LabelUse, LatentUse, SampleQuality
 from tfp_cvae.run import Run, held_out_protocol
+from tfp_cvae.semi_supervised import SemiSupervisedCVAE
 
 _ACTIVE = 0.01
 _PROBE_IMAGES = 10_000
@@ -84,8 +85,17 @@ def evaluate(
         "likelihood_seconds": round(end - likelihood_begin, 1),
         "seconds": round(end - begin, 1),
     }
-    results = _likelihood_results(likelihood, dataset, label, recognised)
-    return Evaluation(**results, latent=latent, samples=samples, protocol=protocol)
+    semi_supervised = isinstance(cvae, SemiSupervisedCVAE)
+    # p(y) is part of that model: not more may be known of it than of the labels.
+    probabilities = np.full(cvae.num_classes, 1 / cvae.num_classes) if semi_supervised else None
+    results = _likelihood_results(likelihood, dataset, label, recognised, probabilities)
+    return Evaluation(
+        **results,
+        label_posterior_accuracy=label_posterior_accuracy(cvae, image, labels) if semi_supervised else None,
+        latent=latent,
+        samples=samples,
+        protocol=protocol,
+    )
 
 
 def evaluate_run(run: Run, dataset: Dataset, config: EvaluationConfig | None = None, *, verbose: int = 0) -> Evaluation:
@@ -135,7 +145,11 @@ def _choice(size: int, count: int | None, seed: int) -> np.ndarray:
 
 
 def _likelihood_results(
-    likelihood: Likelihood, dataset: Dataset, label: np.ndarray | None, recognised: np.ndarray | None
+    likelihood: Likelihood,
+    dataset: Dataset,
+    label: np.ndarray | None,
+    recognised: np.ndarray | None,
+    class_probabilities: np.ndarray | None,
 ) -> dict[str, Any]:
     row = np.arange(len(likelihood.elbo))
     true = np.zeros(len(row), int) if label is None else label
@@ -147,7 +161,9 @@ def _likelihood_results(
         nothing = dict.fromkeys(("log_p_x_given_y", "bayes_accuracy", "calibration", "label"))
         return {**results, **nothing, "log_p_x": Estimate.of(log_likelihood), "per_class": {}}
     # log p(x,y) = log p(x|y) + log p(y)
-    log_joint = likelihood.blind + np.log(dataset.class_probabilities())
+    if class_probabilities is None:
+        class_probabilities = dataset.class_probabilities()
+    log_joint = likelihood.blind + np.log(class_probabilities)
     log_evidence = np.logaddexp.reduce(log_joint, axis=1)
     correct, calibration = classify(log_joint, label)
     classes = [label == number for number in range(dataset.num_classes)]
@@ -190,8 +206,8 @@ def _latent_use(
     variance = latents.variance_of_means(mean, label)
     probed, chance = None, None
     if label is not None and cvae.num_classes > 1:
-        chosen = _choice(len(train), _PROBE_IMAGES, seed)
-        known = dataclasses.replace(train, images=train.images[chosen], labels=train.labels[chosen])
+        known = train.labelled()
+        known = known.rows(_choice(len(known), _PROBE_IMAGES, seed))
         _, train_noise, _ = latents.posterior_statistics(cvae, known.binarized(binarization), known.labels)
         probed = Estimate.of(latents.linear_probe((train_noise, known.labels), (noise, label)))
         chance = float(np.bincount(label).max() / len(label))
@@ -209,8 +225,9 @@ def _sample_quality(
     cvae: CVAE, dataset: Dataset, config: EvaluationConfig, binarization: Binarization, verbose: int
 ) -> tuple[SampleQuality, np.ndarray]:
     """Quality of the samples, and which of each class were recognised, `[num_classes, generated_per_class]`."""
-    chosen = _choice(len(dataset.train), config.num_classifier_images, config.seed)
-    real, labels, test = dataset.train.images[chosen], dataset.train.labels[chosen], dataset.test
+    labelled, test = dataset.train.labelled(), dataset.test
+    chosen = _choice(len(labelled), config.num_classifier_images, config.seed)
+    real, labels = labelled.images[chosen], labelled.labels[chosen]
     real_test = test.binarized("none")
 
     def classifier(what: str, images: np.ndarray) -> keras.Model:

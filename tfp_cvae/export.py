@@ -18,6 +18,7 @@ from tfp_cvae import checks
 from tfp_cvae.atomic import write_atomically, write_next_version
 from tfp_cvae.model import CVAE
 from tfp_cvae.run import Run, versions
+from tfp_cvae.semi_supervised import SemiSupervisedCVAE
 from tfp_cvae.signatures import signatures
 
 _CONFIG = "models.config"
@@ -40,6 +41,7 @@ def export_saved_model(
         classify                     image, seed -> probabilities, label
         log_likelihood               image, label, seed -> elbo, log_likelihood
         reconstruct                  image, label -> image
+        classify_fast                image -> probabilities, label, by q(y|x), if the model has it
 
     with image `[n, height, width, channels]` float32 in [0, 1], latent, mean and stddev `[n, latent_size]` float32,
     label and seed `[n]` int64, probabilities `[n, num_classes]` float32, elbo and log_likelihood `[n]` float32 in nats.
@@ -172,6 +174,7 @@ def _class_probabilities(given: Sequence[float] | None, num_classes: int) -> np.
 def _weights(cvae: CVAE) -> tf.Module:
     """Holds the weights, and nothing that would need Keras."""
     networks = [cvae.encoder, cvae.decoder, *([cvae.prior_network] if cvae.prior_network else [])]
+    networks += [cvae.classifier] if isinstance(cvae, SemiSupervisedCVAE) else []
     module = tf.Module()
     module.weights = [weight for network in networks for weight in network.weights]
     return module

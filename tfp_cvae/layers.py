@@ -114,6 +114,34 @@ class IndependentBernoulli(SerializableDistributionLambda):
 
 
 @keras.saving.register_keras_serializable("tfp_cvae")
+class OneHotCategorical(SerializableDistributionLambda):
+    """Turns logits into a distribution over classes, as `tfd.OneHotCategorical`.
+
+    Args:
+        event_shape: Number of classes.
+        **kwargs: Of `keras.layers.Layer`.
+
+    Call args:
+        params: Logits, `[batch, num_classes]` float.
+
+    Returns:
+        `tfd.OneHotCategorical` with batch shape `[batch]` and event shape `[num_classes]`. As a tensor it is its mean:
+        the probabilities.
+    """
+
+    def __init__(self, event_shape: int, **kwargs: Any) -> None:
+        def make_distribution(params: tf.Tensor) -> tfd.Distribution:
+            return tfd.OneHotCategorical(logits=params, dtype=params.dtype)
+
+        super().__init__(make_distribution, int(event_shape), **kwargs)
+
+    @staticmethod
+    def params_size(event_shape: int) -> int:
+        """Number of parameters of one distribution: a logit for each class."""
+        return event_shape
+
+
+@keras.saving.register_keras_serializable("tfp_cvae")
 class PixelBias(keras.layers.Layer):
     """Adds one trainable bias to each logit of an image, whatever network produced it.
 

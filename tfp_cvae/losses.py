@@ -82,6 +82,58 @@ class NegativeIWAE(keras.losses.Loss):
         return -objectives.iwae(_checked_image(y_true, y_pred), y_pred)
 
 
+@keras.saving.register_keras_serializable("tfp_cvae")
+class SemiSupervisedNegativeELBO(NegativeELBO):
+    """Negative evidence lower bound of a `SemiSupervisedCVAE`, and the classification term.
+
+        loss = D + kl_weight * R - classification_weight * log q(y|x), the last where there is a label
+
+    With a label D + R is L(x,y) of the source, without it is U(x), both of which have p(y) in them; a batch of labelled
+    and unlabelled images is an estimate of eq. 9, in which each of the two is weighed by its share of the batch.
+
+    Source: Kingma, Mohamed, Rezende and Welling 2014, eq. 6, 7 and 9.
+
+    Args:
+        classification_weight: Weight of the classification term, >= 0.
+        kl_weight: As of `NegativeELBO`; of the rate with the part of the label.
+        free_bits: As of `NegativeELBO`; the label counts as a dimension.
+        **kwargs: Of `keras.losses.Loss`.
+
+    Raises:
+        ValueError: If an argument is negative.
+    """
+
+    def __init__(
+        self,
+        classification_weight: float = 1.0,
+        kl_weight: float = 1.0,
+        free_bits: float = 0.0,
+        name: str = "semi_supervised_negative_elbo",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(kl_weight, free_bits, name, **kwargs)
+        if not classification_weight >= 0:
+            raise ValueError(f"classification_weight: expected a number >= 0, got {classification_weight}")
+        self.classification_weight = classification_weight
+        self.label_gradient = tf.Variable(1.0, trainable=False, dtype=tf.float32, name="label_gradient")
+
+    def call(self, y_true: tf.Tensor, y_pred: Any) -> tf.Tensor:
+        """Loss of each image.
+
+        Args:
+            y_true: Image, `[batch, height, width, channels]` float32, in {0, 1}.
+            y_pred: Output of a `SemiSupervisedCVAE`.
+
+        Returns:
+            `[batch]` float32, nats per image.
+        """
+        bound = super().call(y_true, y_pred.with_label_gradient(self.label_gradient))
+        return bound + self.classification_weight * objectives.label_surprise(y_pred)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "classification_weight": self.classification_weight}
+
+
 def _checked_image(y_true: tf.Tensor, y_pred: Any) -> tf.Tensor:
     y_true = tf.convert_to_tensor(y_true)
     # A label in its place would be broadcast over the pixels without a word.

@@ -196,8 +196,19 @@ class CVAE(CheckedModel):
             ValueError: If image or one_hot is missing or has the wrong shape.
         """
         image, one_hot = self.checked_inputs(inputs)
+        return self.infer(image, one_hot, self.noise(image, self.num_samples * self.latent_size, training))
+
+    def infer(self, image: tf.Tensor, one_hot: tf.Tensor | None, noise: tf.Tensor) -> CVAEOutput:
+        """Encodes, samples and decodes, with the standard normal noise of the latent samples.
+
+        Args:
+            image: `[batch, height, width, channels]` float32, in [0, 1].
+            one_hot: `[batch, num_classes]` float32; None without classes.
+            noise: `[batch, num_samples * latent_size]` float32.
+        """
         posterior = self.posterior(image, one_hot)
-        latent = self._sample(posterior, image, training)
+        noise = tf.transpose(tf.reshape(noise, [-1, self.num_samples, self.latent_size]), [1, 0, 2])
+        latent = posterior.mean() + posterior.stddev() * noise
         return CVAEOutput(posterior, self.prior(one_hot), latent, self.likelihood(latent, one_hot))
 
     def generate(self, label: Any = None, seed: Any = 0) -> tf.Tensor:
@@ -318,8 +329,17 @@ class CVAE(CheckedModel):
         image, one_hot = self.checked_inputs(x)
         return self.likelihood(self.posterior(image, one_hot).mean(), one_hot).mean()
 
-    def _sample(self, posterior: tfd.Distribution, image: tf.Tensor, training: bool) -> tf.Tensor:
-        """Latent samples z_k ~ q(z|x,y), reparameterised, `[num_samples, batch, latent_size]`."""
+    def noise(self, image: tf.Tensor, size: int, training: bool) -> tf.Tensor:
+        """Standard normal noise for a step of training, which this counts, or of evaluation.
+
+        Args:
+            image: `[batch, height, width, channels]` float32, in [0, 1].
+            size: Numbers for each image.
+            training: Whether the numbers are another draw in each step; else they are a function of the image.
+
+        Returns:
+            `[batch, size]` float32.
+        """
         fingerprint = self.image_seed(image)
         seed = tf.constant(self.seed, tf.uint32)
         if training:
@@ -332,9 +352,7 @@ class CVAE(CheckedModel):
             # One key for each image, so that what is measured does not depend on how the images are batched.
             rows = tf.zeros_like(fingerprint)
             key = (seed, tf.bitcast(fingerprint, tf.uint32))
-        noise = standard_normal_rows(key, rows, self.num_samples * self.latent_size)
-        noise = tf.reshape(noise, [-1, self.num_samples, self.latent_size])
-        return posterior.mean() + posterior.stddev() * tf.transpose(noise, [1, 0, 2])
+        return standard_normal_rows(key, rows, size)
 
     def _checked_rows(self, label: Any, seed: Any, size: int | None = None) -> tuple[tf.Tensor | None, np.ndarray]:
         """One-hot labels and seeds, one for each image."""

@@ -21,12 +21,14 @@ class CheckedModel(keras.Model):
     Attributes:
         image_shape: `(height, width, channels)`.
         num_classes: Width of the one-hot label; 0 without labels.
+        takes_unlabelled: Whether a row of zeros may stand for an image without label.
         compiled_with: Optimizer, loss and their settings as they were given to `compile`, for comparison.
     """
 
     image_shape: tuple[int, ...]
     num_classes: int
     compiled_with: str
+    takes_unlabelled = False
 
     def compile(self, optimizer: Any = "rmsprop", loss: Any = None, *args: Any, **kwargs: Any) -> None:
         """Compiles as `keras.Model.compile` does, after a check of what is given.
@@ -92,6 +94,11 @@ class CheckedModel(keras.Model):
             ValueError: If an array is not finite, out of range or of the wrong shape.
         """
         self._check_arrays(x, y)
+        if not self.takes_unlabelled and "labelled_per_batch" in getattr(getattr(x, "epochs", None), "settings", ()):
+            raise ValueError(
+                "x: expected images that all have a label, got batches with some that have none; use a "
+                "SemiSupervisedCVAE (build_semi_supervised_cvae)"
+            )
         x = checked_dataset(x)
         validation = kwargs.get("validation_data")
         if isinstance(validation, (tuple, list)):
@@ -165,7 +172,8 @@ class CheckedModel(keras.Model):
             if isinstance(array, (np.ndarray, tf.Tensor)):
                 checks.unit_interval(name, np.asarray(array), shape)
                 if name == "one_hot":
-                    checks.sum_to_one(name, np.asarray(array))
+                    labelled = np.asarray(array)
+                    checks.sum_to_one(name, labelled[np.any(labelled, axis=-1)] if self.takes_unlabelled else labelled)
         return isinstance(arrays[0], (np.ndarray, tf.Tensor))
 
     def _check_arrays(self, x: Any, y: Any = None) -> None:

@@ -24,6 +24,7 @@ _MAX_IMAGE_SIZE = 2**26
 # Through the layers of a network, which Keras writes in the order in which they are called.
 _MAX_PASSES = 100
 
+_MODELS = ("tfp_cvae>CVAE", "tfp_cvae>SemiSupervisedCVAE")
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 
 # Where a configuration may find a class of Keras, and the sources of those that neither run code nor read files. Left
@@ -82,7 +83,7 @@ def load_keras(path: str | os.PathLike[str]) -> "CVAE":
             weights than it holds.
     """
     # Registers the classes of the package.
-    importlib.import_module("tfp_cvae.model")
+    importlib.import_module("tfp_cvae.semi_supervised")
     size = archive.file_size(path, ".keras file")
     if pathlib.Path(path).suffix != ".keras":
         raise ValueError(f"{archive.one_line(path)}: expected a file that ends in .keras, got another name; rename it")
@@ -172,7 +173,7 @@ def _check_metadata(metadata: Any) -> None:
 
 def _check_config(config: Any) -> None:
     """Refuses a configuration that names anything else than the classes of a model."""
-    if not isinstance(config, dict) or config.get("registered_name") != "tfp_cvae>CVAE":
+    if not isinstance(config, dict) or config.get("registered_name") not in _MODELS:
         raise ValueError("one that is not a tfp_cvae.CVAE")
     objects, networks = 0, []
     # What `compile` was given is not read, as Keras is told.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import tensorflow as tf
 import tf_keras as keras
 
-from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag, PixelBias, SiLU
+from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag, OneHotCategorical, PixelBias, SiLU
 
 _UNIT_NORMAL = {"class_name": "RandomNormal", "config": {"stddev": 1.0}}
 
@@ -103,6 +103,18 @@ def label_prior(num_classes: int, latent_size: int) -> keras.Model:
         MultivariateNormalDiag.params_size(latent_size), kernel_initializer="zeros", use_bias=False
     )(one_hot)
     return keras.Model(one_hot, MultivariateNormalDiag(latent_size)(params), name="prior")
+
+
+def convolutional_classifier(image_shape: tuple[int, ...], num_classes: int, width: int = 32) -> keras.Model:
+    """q(y|x): three convolutions with strides and a hidden layer."""
+    image = keras.Input(image_shape, name="image")
+    tensor = SiLU()(_convolution(width, 5, strides=2)(image))
+    tensor = SiLU()(_convolution(2 * width, 3, strides=2)(tensor))
+    tensor = SiLU()(_convolution(4 * width, 3, strides=2)(tensor))
+    tensor = keras.layers.Flatten()(tensor)
+    tensor = SiLU()(keras.layers.Dense(4 * width)(tensor))
+    logits = keras.layers.Dense(OneHotCategorical.params_size(num_classes))(tensor)
+    return keras.Model(image, OneHotCategorical(num_classes)(logits), name="classifier")
 
 
 def _dense_networks(

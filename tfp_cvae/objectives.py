@@ -8,6 +8,14 @@ With z_1, ..., z_K drawn from q(z|x,y):
     log weight    l_k  = log p(x|z_k,y) + log p(z_k|y) - log q(z_k|x,y)
     IWAE bound         = log 1/K sum_k exp(l_k)                                  <= log p(x|y) in expectation
 
+Of a `SemiSupervisedOutput` the label is latent where it was not given. Its distribution w(y) is all on the label that
+was given, or q(y|x), so that the bounds are -L(x,y) and -U(x) of Kingma et al. 2014, eq. 6 and 7, with p(y) in them:
+
+    rate          R    = sum_y w(y) R(y) + KL(w(y) || p(y))
+    distortion    D    = sum_y w(y) D(y)
+    ELBO               = -D - R                      <= log p(x,y) with a label, <= log p(x) without, in expectation
+    IWAE bound         = log sum_y p(y) exp(IWAE bound given y), the sum over the label that was given, or over all
+
 All are in nats per image. The names rate and distortion are those of Alemi et al. 2018, "Fixing a broken ELBO". The
 `output` of each function is what `CVAE.__call__` returns: an object with the distributions `posterior`, `prior` and
 `likelihood`, and the `latent` sample `[K, batch, latent_size]`.
@@ -17,6 +25,8 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
+
+from tfp_cvae.semi_supervised import SemiSupervisedOutput
 
 
 def rate(output: Any) -> tf.Tensor:
@@ -34,6 +44,8 @@ def rate(output: Any) -> tf.Tensor:
     Returns:
         `[batch]` float32, nats per image; >= 0, an estimate of it only in expectation.
     """
+    if isinstance(output, SemiSupervisedOutput):
+        return output.expectation(rate(output.given_each_label)) + output.label_rate()
     exact = exact_rate(output)
     if exact is not None:
         return exact
@@ -76,11 +88,14 @@ def rate_per_dimension(output: Any) -> tf.Tensor:
         output: Model output.
 
     Returns:
-        `[batch, latent_size]` float32, nats per image, >= 0.
+        `[batch, latent_size]` float32, nats per image, >= 0; of a `SemiSupervisedOutput` with one more for the label.
 
     Raises:
         ValueError: If the prior is not diagonal, such as a flow.
     """
+    if isinstance(output, SemiSupervisedOutput):
+        of_latent = output.expectation(rate_per_dimension(output.given_each_label))
+        return tf.concat([of_latent, output.label_rate()[:, tf.newaxis]], axis=-1)
     if exact_rate(output) is None:
         raise ValueError(
             "prior: expected a diagonal one for the rate of each dimension (free_bits), got "
@@ -114,6 +129,8 @@ def distortion(image: tf.Tensor, output: Any) -> tf.Tensor:
     Returns:
         `[batch]` float32, nats per image.
     """
+    if isinstance(output, SemiSupervisedOutput):
+        return output.expectation(distortion(output.for_each_label(image), output.given_each_label))
     return -tf.reduce_mean(log_likelihood(image, output), axis=0)
 
 
@@ -157,6 +174,24 @@ def iwae(image: tf.Tensor, output: Any) -> tf.Tensor:
     Returns:
         `[batch]` float32, nats per image.
     """
+    if isinstance(output, SemiSupervisedOutput):
+        given_label = output.by_label(iwae(output.for_each_label(image), output.given_each_label))
+        return tf.reduce_logsumexp(given_label + output.log_label_prior(), axis=-1)
     log_weight = log_weights(image, output)
     num_samples = tf.cast(tf.shape(log_weight)[0], log_weight.dtype)
     return tf.reduce_logsumexp(log_weight, axis=0) - tf.math.log(num_samples)
+
+
+def label_surprise(output: Any) -> tf.Tensor:
+    """Surprise -log q(y|x) at the label that was given, the classification term; 0 where none was.
+
+    Source: Kingma, Mohamed, Rezende and Welling 2014, eq. 9.
+
+    Args:
+        output: A `SemiSupervisedOutput`.
+
+    Returns:
+        `[batch]` float32, nats per image, >= 0.
+    """
+    # Of a row of zeros the value is 0 anyway, but not the gradient, which TensorFlow derives for rows that sum to 1.
+    return -output.labelled * output.label_posterior.log_prob(output.one_hot)

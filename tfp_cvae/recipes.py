@@ -47,6 +47,13 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             dataclasses.replace(_CONV, epochs=80),
             "MNIST, 75 minutes: ELBO -79.7, log p(x|y) -77.7, log p(x) -79.9 nats; Bayes' rule 99.2% right",
         ),
+        "few-labels": Recipe(
+            "M2 on images of which few have a label (--num-labels), in ten minutes on the full MNIST with two cores",
+            TrainConfig(
+                model="m2", width=300, latent_size=32, epochs=10, labelled_per_batch=8, classification_weight=30.0
+            ),
+            "MNIST, 100 labels: q(y|x) has 97.6% of the test images right, mean of 5 choices of the labels",
+        ),
     }
 )
 
@@ -55,7 +62,7 @@ def recipe(name: str) -> TrainConfig:
     """Settings of a recipe; `dataclasses.replace` changes some of them.
 
     Args:
-        name: "default", "homework", "ten-minutes" or "best".
+        name: "default", "homework", "ten-minutes", "best" or "few-labels".
 
     Raises:
         ValueError: If there is no such recipe.

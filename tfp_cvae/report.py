@@ -43,6 +43,8 @@ def table(result: Evaluation) -> str:
         lines += ["", *_classes(dict(result.per_class))]
     if result.calibration and result.bayes_accuracy:
         lines += ["", *_calibration(result.bayes_accuracy, result.calibration)]
+    if result.label_posterior_accuracy:
+        lines += ["", f"classification by q(y|x): accuracy: {_percent(result.label_posterior_accuracy)}"]
     if result.label:
         lines += ["", *_label(result.label)]
     lines += ["", *_latent(result.latent)]

@@ -220,8 +220,14 @@ class Run:
             for key in _BOUND
             if key in evaluation
         ]
+        accuracy = evaluation.get("label_posterior_accuracy")
+        found = (
+            ""
+            if accuracy is None
+            else (f"test images that q(y|x) has right: {accuracy['mean']:.2%} +- {accuracy['standard_error']:.2%}\n")
+        )
         return (
-            f"held-out bound, nats per image: {', '.join(bound)}\n"
+            f"{found}held-out bound, nats per image: {', '.join(bound)}\n"
             f"  {protocol['num_images']:,} test images, {self.binarization_note()}; K = {protocol['num_samples']}; "
             f"mean +- standard error; training seed {self.config.seed}\n"
             f"figures: {self.path / 'figures'}\n"

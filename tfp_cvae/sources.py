@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tfp_cvae.archive import check_decoded_size, file_size, load_arrays, one_line
-from tfp_cvae.data import Dataset, make_dataset
+from tfp_cvae.data import UNLABELLED, Dataset, make_dataset
 
 EMBEDDED = "mnist5k"
 
@@ -42,7 +42,7 @@ def load_dataset(name_or_path: str | os.PathLike[str]) -> Dataset:
             - the name of an image-classification set of TensorFlow Datasets, such as `"mnist"`, `"fashion_mnist"` or
               `"emnist/balanced"`: read from `TFDS_DATA_DIR` if it is prepared there, else downloaded;
             - a file `.npz` with the arrays `images` and `labels`, and optionally `validation_images`,
-              `validation_labels`, `test_images`, `test_labels` and `class_names`;
+              `validation_labels`, `test_images`, `test_labels` and `class_names`; -1 is the label of an image without;
             - a folder with one subfolder of pictures for each class, named after the class.
 
     Returns:
@@ -126,12 +126,12 @@ def _load_npz(path: pathlib.Path) -> Dataset:
     else:
         labels = pairs["train"][1]
         countable = np.issubdtype(labels.dtype, np.integer) and labels.ndim == 1 and labels.size
-        if countable and not 0 <= labels.min() <= labels.max() < len(labels):
+        if countable and not UNLABELLED <= labels.min() <= labels.max() < len(labels):
             raise ValueError(
                 f"{name}: labels: expected 0 to the number of classes - 1, with an image of each, "
                 f"got {labels.min()} to {labels.max()} for {len(labels)} images"
             )
-        class_names = [str(label) for label in range(int(labels.max()) + 1 if countable else 1)]
+        class_names = [str(label) for label in range(max(1, int(labels.max()) + 1) if countable else 1)]
     return make_dataset(name, class_names, **pairs)
 
 

@@ -1,5 +1,6 @@
 """Training from a configuration, through `compile` and stock `fit`, into a run folder."""
 
+import functools
 import importlib.util
 import os
 import pathlib
@@ -13,16 +14,26 @@ import tf_keras as keras
 from tfp_cvae import atomic, distribution, figures
 from tfp_cvae.backup import Backup
 from tfp_cvae.bounds import evaluate_bound
-from tfp_cvae.build import build_cvae
-from tfp_cvae.callbacks import HistoryCSV, ImageGrid, KLWarmUp, NonFiniteLossError, StopAtNonFiniteLoss, SwapEMAWeights
+from tfp_cvae.build import build_cvae, build_semi_supervised_cvae
+from tfp_cvae.callbacks import (
+    HistoryCSV,
+    ImageGrid,
+    KLWarmUp,
+    LabelWarmUp,
+    NonFiniteLossError,
+    StopAtNonFiniteLoss,
+    SwapEMAWeights,
+)
+from tfp_cvae.classification import label_posterior_accuracy
 from tfp_cvae.config import TrainConfig, default_output
 from tfp_cvae.data import Dataset, Split
 from tfp_cvae.interruption import Interruption
 from tfp_cvae.lock import locked
-from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate
+from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate, SemiSupervisedNegativeELBO
 from tfp_cvae.memory import keep_freed_memory
 from tfp_cvae.model import CVAE
 from tfp_cvae.run import Run, check_free, held_out_protocol, holds_run, versions
+from tfp_cvae.semi_supervised import SemiSupervisedCVAE
 from tfp_cvae.sources import load_dataset
 
 _STEPS_PER_EXECUTION = 50
@@ -92,7 +103,7 @@ def _lead(
     # A first look, before the images are loaded.
     run = _begun(path, config, overwrite=overwrite, resume=resume)
     if run is None or not run.is_finished():
-        dataset = load_dataset(config.dataset)
+        dataset = _load(config)
         _check_can_train(config, dataset, strategy)
         if config.binarization == "none" and verbose:
             print("The bounds below are on grey images: not comparable with bounds on binary images.")
@@ -117,7 +128,7 @@ def _lead(
 
 def _assist(path: pathlib.Path, config: TrainConfig, strategy: tf.distribute.Strategy) -> Run:
     """Takes part in a training whose folder is another worker's to write."""
-    dataset = load_dataset(config.dataset)
+    dataset = _load(config)
     distribution.wait_for_all(strategy)
     run = Run.load(path)
     if not run.is_finished():
@@ -127,6 +138,18 @@ def _assist(path: pathlib.Path, config: TrainConfig, strategy: tf.distribute.Str
         _fit(cvae, run.config, dataset, run, strategy, verbose=0)
         distribution.wait_for_all(strategy)
     return run
+
+
+def _load(config: TrainConfig) -> Dataset:
+    """The data set, without the labels that nothing may see."""
+    dataset = load_dataset(config.dataset)
+    if config.num_labels is not None:
+        dataset = dataset.with_few_labels(config.num_labels, config.seed)
+    if config.model == "cvae" and dataset.train.has_unlabelled():
+        raise ValueError(
+            f"model: expected m2 for {dataset.name}, in which some images have no label, got cvae; pass --model m2"
+        )
+    return dataset
 
 
 def _begun(path: pathlib.Path, config: TrainConfig, *, overwrite: bool, resume: bool) -> Run | None:
@@ -179,7 +202,7 @@ def _train(run: Run, dataset: Dataset, strategy: tf.distribute.Strategy, verbose
     keras.utils.set_random_seed(config.seed)
     cvae = _compiled_model(config, dataset, strategy)
     if verbose:
-        steps, workers = len(dataset.train) // config.batch_size, distribution.num_workers(strategy)
+        steps, workers = _steps_per_epoch(config, dataset), distribution.num_workers(strategy)
         print(
             f"{dataset!r}\nsteps in an epoch: {steps}, the first after a while of compiling; run folder: {run.path}"
             + (f"; {workers} workers" if workers > 1 else ""),
@@ -195,7 +218,11 @@ def _train(run: Run, dataset: Dataset, strategy: tf.distribute.Strategy, verbose
         # Else it is that of the same model, and perhaps of many more samples.
         bound = evaluate_bound(best, held_out_batches(dataset.test, config))
         protocol = held_out_protocol(dataset, config.binarization, bound.num_images, bound.num_samples)
-        run.write_evaluation({**bound.to_dict(), "protocol": protocol})
+        result = {**bound.to_dict(), "protocol": protocol}
+        if isinstance(best, SemiSupervisedCVAE):
+            accuracy = label_posterior_accuracy(best, dataset.test.binarized(config.binarization), dataset.test.labels)
+            result["label_posterior_accuracy"] = accuracy.to_dict()
+        run.write_evaluation(result)
     figures.draw(run, best, dataset)
     run.finish()
 
@@ -203,13 +230,22 @@ def _train(run: Run, dataset: Dataset, strategy: tf.distribute.Strategy, verbose
 def _compiled_model(config: TrainConfig, dataset: Dataset, strategy: tf.distribute.Strategy) -> CVAE:
     with strategy.scope():
         cvae = build_model(config, dataset)
-        compile_model(cvae, config, steps_per_epoch=len(dataset.train) // config.batch_size)
+        compile_model(cvae, config, steps_per_epoch=_steps_per_epoch(config, dataset))
     return cvae
+
+
+def _steps_per_epoch(config: TrainConfig, dataset: Dataset) -> int:
+    return dataset.train.num_batches(
+        config.batch_size, drop_remainder=True, labelled_per_batch=config.labelled_per_batch
+    )
 
 
 def build_model(config: TrainConfig, dataset: Dataset) -> CVAE:
     """Builds the untrained model of a configuration; each pixel's bias starts at the log-odds of its mean."""
-    cvae = build_cvae(
+    build = build_cvae
+    if config.model == "m2":
+        build = functools.partial(build_semi_supervised_cvae, deformation=config.deformation)
+    cvae = build(
         dataset.image_shape,
         dataset.num_classes if config.conditional else 0,
         config.latent_size,
@@ -238,6 +274,8 @@ def compile_model(cvae: CVAE, config: TrainConfig, steps_per_epoch: int) -> None
     )
     if config.objective == "iwae":
         loss = NegativeIWAE()
+    elif config.model == "m2":
+        loss = SemiSupervisedNegativeELBO(config.classification_weight, config.kl_weight, config.free_bits)
     else:
         loss = NegativeELBO(kl_weight=config.kl_weight, free_bits=config.free_bits)
     cvae.compile(
@@ -245,8 +283,10 @@ def compile_model(cvae: CVAE, config: TrainConfig, steps_per_epoch: int) -> None
         loss=loss,
         metrics=[ELBO(), Rate(), Distortion()],
         # XLA fuses the element-wise part of dense networks, which pays for the seconds that it compiles only after some
-        # steps; on a CPU its convolutions are slower than TensorFlow's, and it cannot sum over replicas.
+        # steps; on a CPU its convolutions are slower than TensorFlow's, and it cannot sum over replicas, nor move the
+        # images that q(y|x) sees.
         jit_compile=config.network != "conv"
+        and config.model == "cvae"
         and steps_per_epoch * config.epochs >= _XLA_PAYS_FROM_STEPS
         and tf.distribute.get_strategy().num_replicas_in_sync == 1,
         steps_per_execution=min(_STEPS_PER_EXECUTION, steps_per_epoch),
@@ -271,16 +311,18 @@ def _fit(
             drop_remainder=True,
             conditional=config.conditional,
             share=share,
+            labelled_per_batch=config.labelled_per_batch,
         ),
         strategy,
     )
-    steps_per_epoch = len(dataset.train) // config.batch_size
+    steps_per_epoch = _steps_per_epoch(config, dataset)
     # The true bound that is trained: the loss itself for IWAE, the ELBO whatever the weight of the KL.
     iwae = config.objective == "iwae"
     best = {"monitor": "val_loss", "mode": "min"} if iwae else {"monitor": "val_elbo", "mode": "max"}
     listeners = [
         HistoryCSV(run.path / "history.csv", images_per_epoch=steps_per_epoch * config.batch_size),
         *([KLWarmUp(config.kl_warmup_epochs, config.kl_weight)] if config.kl_warmup_epochs else []),
+        *([LabelWarmUp(config.label_warmup_epochs)] if config.model == "m2" and config.label_warmup_epochs else []),
         *([SwapEMAWeights()] if config.ema_momentum else []),
         StopAtNonFiniteLoss(),
         keras.callbacks.ModelCheckpoint(str(run.path / "model.keras"), save_best_only=True, **best),

@@ -1,0 +1,354 @@
+"""M2 against the CVAE, a sum over labels in NumPy, and a model whose log-likelihood is known in closed form."""
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+from conftest import spread_prior, stripes
+from scipy.special import log_softmax, logsumexp
+from tensorflow_probability import distributions as tfd
+from test_losses import numpy_terms
+from test_objectives import log_evidence, observed, output
+
+from tfp_cvae import networks, objectives
+from tfp_cvae.build import build_semi_supervised_cvae
+from tfp_cvae.callbacks import LabelWarmUp
+from tfp_cvae.config import EvaluationConfig, TrainConfig
+from tfp_cvae.evaluation import evaluate
+from tfp_cvae.export import export_saved_model
+from tfp_cvae.likelihood import likelihood_under_each_label
+from tfp_cvae.losses import ELBO, NegativeELBO, NegativeIWAE, Rate, SemiSupervisedNegativeELBO
+from tfp_cvae.model import CVAE
+from tfp_cvae.model_files import load_keras
+from tfp_cvae.run import Run
+from tfp_cvae.semi_supervised import SemiSupervisedCVAE, SemiSupervisedOutput
+from tfp_cvae.training import train
+
+assert observed  # A fixture of the tests of the objectives, used here too.
+
+NONE = np.zeros(3, np.float32)
+
+
+@pytest.fixture
+def m2():
+    keras.utils.set_random_seed(0)
+    model = build_semi_supervised_cvae((8, 8, 1), 3, latent_size=4, width=16, prior="label", deformation=0.0)
+    spread_prior(model)
+    # So that q(y|x) is far from uniform.
+    kernel = model.classifier.layers[-2].kernel
+    kernel.assign(300 * kernel)
+    return model
+
+
+def plain(m2):
+    return CVAE(m2.encoder, m2.decoder, m2.prior_network, m2.num_samples, m2.seed)
+
+
+def log_label_posterior(m2, image):
+    logits = keras.Model(m2.classifier.input, m2.classifier.layers[-2].output)
+    return log_softmax(np.float64(logits(image)), axis=-1)
+
+
+def elbo_given_each_label(m2, image):
+    """ELBO of the CVAE under each label in NumPy, `[batch, 3]`."""
+    columns = []
+    for label in range(3):
+        one_hot = np.tile(np.eye(3, dtype=np.float32)[label], (len(image), 1))
+        rate, log_likelihood, _ = numpy_terms(plain(m2), image, one_hot)
+        columns.append(log_likelihood.mean(axis=0) - rate)
+    return np.stack(columns, axis=1)
+
+
+def test_without_labels_the_loss_is_a_sum_over_labels(m2, batch):
+    image = batch[0][:50]
+    log_q = log_label_posterior(m2, image)
+    # -U(x) = sum_y q(y|x) (-L(x,y)) + H(q(y|x)), with p(y) = 1/3 in L(x,y)
+    bound = np.sum(np.exp(log_q) * (elbo_given_each_label(m2, image) - np.log(3) - log_q), axis=1)
+    loss = SemiSupervisedNegativeELBO(classification_weight=7.0)
+    result = m2((image, np.tile(NONE, (50, 1))))
+    np.testing.assert_allclose(loss.call(image, result), -bound, rtol=1e-5)
+    np.testing.assert_allclose(objectives.elbo(image, result), bound, rtol=1e-5)
+
+
+def test_with_all_labels_the_loss_is_that_of_the_cvae_and_the_classification_term(m2, batch):
+    image, one_hot = batch[0][:50], batch[1][:50]
+    classification = -np.sum(one_hot * log_label_posterior(m2, image), axis=1)
+    assert classification.max() > 1
+    expected = NegativeELBO().call(image, plain(m2)((image, one_hot))) + np.log(3) + 7 * classification
+    loss = SemiSupervisedNegativeELBO(classification_weight=7.0).call(image, m2((image, one_hot)))
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"kl_weight": 0.3}])
+def test_a_mixed_batch_has_the_loss_of_its_rows(m2, batch, options):
+    image, one_hot = batch[0][:24], batch[1][:24].copy()
+    one_hot[::3] = 0
+    loss = SemiSupervisedNegativeELBO(**options)
+    mixed = loss.call(image, m2((image, one_hot))).numpy()
+    for rows in (one_hot.any(axis=1), ~one_hot.any(axis=1)):
+        np.testing.assert_allclose(mixed[rows], loss.call(image[rows], m2((image[rows], one_hot[rows]))), rtol=1e-5)
+    # What Keras measures of them is the sum.
+    m2.compile(loss=loss, metrics=[ELBO(), Rate()])
+    measured = m2.evaluate((image, one_hot), image, batch_size=7, verbose=0, return_dict=True)
+    assert measured["loss"] == pytest.approx(mixed.mean(), rel=1e-5)
+
+
+def test_free_bits_count_the_label_as_a_dimension(m2, batch):
+    image, one_hot = batch[0][:24], batch[1][:24].copy()
+    one_hot[::3] = 0
+    result = m2((image, one_hot))
+    per_dimension = objectives.rate_per_dimension(result).numpy()
+    assert per_dimension.shape == (24, 5)
+    np.testing.assert_allclose(per_dimension.sum(axis=1), objectives.rate(result), rtol=1e-5)
+    rate = np.maximum(per_dimension.mean(axis=0), 0.5).sum()
+    expected = objectives.distortion(image, result) + rate + objectives.label_surprise(result)
+    np.testing.assert_allclose(SemiSupervisedNegativeELBO(free_bits=0.5).call(image, result), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_the_bounds_are_the_evidence_at_the_exact_posterior(observed, num_samples):
+    x, _ = observed
+    each, label = np.repeat(x, 2, axis=0), np.tile([0, 1], len(x))
+    log_joint = tf.constant(log_evidence(each, label).reshape(-1, 2) + np.log(0.5))
+    exact = SemiSupervisedOutput(
+        tf.zeros([len(x), 2], tf.float64),
+        tfd.OneHotCategorical(logits=log_joint, dtype=tf.float64),
+        output(each, label, num_samples, 0),
+    )
+    log_p_x = logsumexp(log_joint, axis=1)
+    np.testing.assert_allclose(objectives.iwae(x, exact), log_p_x)
+    many = dataclasses.replace(exact, given_each_label=output(each, label, 4000, 0))
+    # Each of the two terms that are averaged over samples has a variance of no more than the size of x.
+    np.testing.assert_allclose(objectives.elbo(x, many), log_p_x, atol=5 * np.sqrt(2 * 5 / 4000))
+    # Any other q(y|x) is worse, by its divergence from the true one.
+    uniform = dataclasses.replace(many, label_posterior=tfd.OneHotCategorical(logits=0 * log_joint, dtype=tf.float64))
+    gap = tfd.kl_divergence(uniform.label_posterior, many.label_posterior)
+    bounds = [objectives.elbo(x, found).numpy() for found in (many, uniform)]
+    assert np.all(bounds[0] - bounds[1] - gap > -5 * np.sqrt(2 * 5 / 4000))
+    # With a label it is log p(x,y).
+    for k in range(2):
+        given = dataclasses.replace(exact, one_hot=tf.one_hot([k] * len(x), 2, dtype=tf.float64))
+        np.testing.assert_allclose(objectives.iwae(x, given), log_joint[:, k])
+
+
+def test_at_first_only_labels_teach_the_classifier(m2, batch):
+    image, one_hot = batch[0][:24], batch[1][:24].copy()
+    one_hot[::3] = 0
+    loss = SemiSupervisedNegativeELBO()
+    m2.compile("sgd", loss=loss)
+    weights = m2.classifier.trainable_variables
+
+    def gradients(function, epoch):
+        warm_up = LabelWarmUp(4)
+        warm_up.set_model(m2)
+        warm_up.on_epoch_begin(epoch)
+        with tf.GradientTape() as tape:
+            value = tf.reduce_sum(function(m2((image, one_hot))))
+        return np.concatenate([part.numpy().ravel() for part in tape.gradient(value, weights)])
+
+    label = gradients(objectives.label_surprise, 0)
+    bound = gradients(lambda result: -objectives.elbo(image, result), 0)
+    assert np.abs(label).max() > 0.1
+    assert np.abs(bound).max() > 0.1
+    for epoch, share in ((0, 0), (1, 0.25), (3, 0.75), (4, 1), (9, 1)):
+        found = gradients(lambda result: loss.call(image, result), epoch)
+        np.testing.assert_allclose(found, label + share * bound, rtol=1e-4, atol=1e-4)
+
+
+def test_images_without_label_have_no_part_in_the_classification_term(m2, batch):
+    image, one_hot = batch[0][:24], batch[1][:24].copy()
+    one_hot[::3] = 0
+    rows = one_hot.any(axis=1)
+    gradients = []
+    for inputs in ((image, one_hot), (image[rows], one_hot[rows])):
+        with tf.GradientTape() as tape:
+            value = tf.reduce_sum(objectives.label_surprise(m2(inputs)))
+        gradients.append(tape.gradient(value, m2.classifier.trainable_variables))
+    for found, expected in zip(*gradients, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_label_warm_up_needs_its_loss(m2, batch):
+    m2.compile("sgd", loss=NegativeELBO())
+    with pytest.raises(TypeError, match="loss: expected SemiSupervisedNegativeELBO for LabelWarmUp, got"):
+        m2.fit(batch, batch[0], callbacks=[LabelWarmUp()], verbose=0)
+
+
+def test_the_bound_of_a_plain_loss_learns_without_labels_too(m2, batch):
+    m2.compile("adam", loss=NegativeIWAE())
+    losses = m2.fit((batch[0], 0 * batch[1]), batch[0], epochs=3, verbose=0).history["loss"]
+    assert losses[2] < losses[0] - 1
+
+
+def test_images_are_deformed_in_training_alone(batch):
+    keras.utils.set_random_seed(0)
+    model = build_semi_supervised_cvae((8, 8, 1), 3, latent_size=4, width=16)
+    image, one_hot = batch[0][:24], batch[1][:24]
+    seen = [model((image, one_hot), training=True).label_posterior.mean().numpy() for _ in range(2)]
+    assert np.abs(seen[0] - seen[1]).max() > 1e-4
+    measured = [model((image, one_hot)).label_posterior.mean().numpy() for _ in range(2)]
+    np.testing.assert_array_equal(measured[0], measured[1])
+    np.testing.assert_array_equal(measured[0], model.classify(image))
+
+
+def test_it_is_saved_and_loaded(m2, batch, tmp_path):
+    m2.save(tmp_path / "m2.keras")
+    unlabelled = (batch[0], 0 * batch[1])
+    for load in (keras.models.load_model, load_keras):
+        loaded = load(tmp_path / "m2.keras")
+        assert isinstance(loaded, SemiSupervisedCVAE)
+        assert loaded.deformation == 0
+        for inputs in (batch, unlabelled):
+            np.testing.assert_array_equal(loaded.predict(inputs, verbose=0), m2.predict(inputs, verbose=0))
+        np.testing.assert_array_equal(loaded.classify(batch[0]), m2.classify(batch[0]))
+        np.testing.assert_array_equal(loaded.generate([0, 1, 2]), m2.generate([0, 1, 2]))
+
+
+def test_a_classifier_that_does_not_fit(m2):
+    other = networks.convolutional_classifier((8, 8, 1), 4, 8)
+    with pytest.raises(ValueError, match=r"classifier: expected images of \(8, 8, 1\) and 3 classes, .* and 4"):
+        SemiSupervisedCVAE(m2.encoder, m2.decoder, other)
+    with pytest.raises(TypeError, match="classifier: expected an output of the layer OneHotCategorical, got Multi"):
+        SemiSupervisedCVAE(m2.encoder, m2.decoder, m2.encoder)
+
+
+def trained(tmp_path, name, images, labels, held_out, **settings):
+    """History of a training, its model, and the labels that it left behind."""
+    (tmp_path / name).mkdir()
+    np.savez(
+        tmp_path / name / "stripes.npz",
+        images=images,
+        labels=labels,
+        validation_images=held_out[0],
+        validation_labels=held_out[1],
+        test_images=held_out[0],
+        test_labels=stripes(60, seed=1)[1],
+    )
+    small = {"model": "m2", "width": 16, "latent_size": 4, "batch_size": 16, "epochs": 2, "deformation": 0.5}
+    config = TrainConfig(dataset=str(tmp_path / name / "stripes.npz"), **{**small, **settings})
+    return train(config, tmp_path / name / "run", verbose=0)
+
+
+def test_labels_that_are_not_given_change_nothing(tmp_path):
+    images, labels = stripes(120)
+    held_out = stripes(60, seed=1)
+    first = trained(tmp_path, "first", images, labels, held_out, num_labels=6, seed=3)
+    # Those that come before the last of the six are looked at, as somebody would who labels images one by one.
+    order = np.random.default_rng(3).permutation(len(labels))
+    missing = [2, 2, 2]
+    for place, index in enumerate(order):  # noqa: B007
+        missing[labels[index]] = max(0, missing[labels[index]] - 1)
+        if not any(missing):
+            break
+    others = order[place + 1 :]
+    assert len(others) > 90
+    changed = labels.copy()
+    changed[others] = np.random.default_rng(0).permutation(changed[others])
+    assert np.mean(changed != labels) > 0.4
+    second = trained(tmp_path, "second", images, changed, (held_out[0], held_out[1][::-1]), num_labels=6, seed=3)
+    for row, other in zip(first.history(), second.history(), strict=True):
+        for name in ("loss", "elbo", "val_loss", "val_elbo"):
+            assert row[name] == other[name]
+    for weight, other in zip(first.model().get_weights(), second.model().get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, other)
+    accuracies = [run.evaluation()["label_posterior_accuracy"] for run in (first, second)]
+    assert accuracies[0] == accuracies[1]
+
+
+def test_few_labels_are_enough(tmp_path):
+    """Stripes are told apart with two labels of each class, and the run tells so."""
+    images, labels = stripes(600)
+    settings = {"num_labels": 6, "labelled_per_batch": 4, "classification_weight": 10.0, "deformation": 0.0}
+    settings.update(epochs=20, label_warmup_epochs=4, learning_rate=3e-3)
+    run = trained(tmp_path, "few", images, labels, stripes(60, seed=1), **settings)
+    accuracy = run.evaluation()["label_posterior_accuracy"]["mean"]
+    assert accuracy > 0.95
+    assert f"test images that q(y|x) has right: {accuracy:.2%}" in run.summary()
+    assert Run.load(run.path).class_probabilities == pytest.approx([1 / 3] * 3)
+
+
+def test_the_cvae_refuses_images_without_label(cvae, dataset, tmp_path, npz):
+    cvae.compile("adam", loss=NegativeELBO())
+    few = dataset.with_few_labels(6)
+    with pytest.raises(ValueError, match="x: expected images that all have a label, got batches with some"):
+        cvae.fit(few.train.batches(8), verbose=0)
+    with pytest.raises(ValueError, match="one_hot: expected rows that sum to 1"):
+        cvae.fit((few.train.binarized(), few.train.one_hot()), few.train.binarized(), verbose=0)
+
+
+def test_it_is_served(m2, batch, tmp_path):
+    version = export_saved_model(m2, tmp_path / "m2", num_importance_samples=20)
+    served = tf.saved_model.load(str(version)).signatures
+    image = batch[0][:20]
+    answer = served["classify_fast"](image=tf.constant(image))
+    np.testing.assert_allclose(answer["probabilities"], m2.classify(image), atol=1e-6)
+    np.testing.assert_array_equal(answer["label"], np.argmax(m2.classify(image), axis=1))
+    assert np.max(answer["probabilities"]) - np.min(answer["probabilities"]) > 0.5
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"image: expected values in \[0, 1\]"):
+        served["classify_fast"](image=tf.constant(2 * image))
+    seeds = tf.range(20, dtype=tf.int64)
+    expected = CVAE(m2.encoder, m2.decoder, m2.prior_network).generate([0, 1, 2, 0], seed=0)
+    found = served["generate"](label=tf.constant([0, 1, 2, 0], tf.int64), seed=seeds[:4])["image"]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_it_is_evaluated(m2, dataset):
+    settings = EvaluationConfig(num_importance_samples=120, generated_per_class=3, classifier_epochs=1)
+    result = evaluate(m2, dataset, settings)
+    label = dataset.test.labels
+    right = np.mean(np.argmax(m2.classify(dataset.test.binarized()), axis=1) == label)
+    assert result.label_posterior_accuracy.mean == pytest.approx(right)
+    assert f"classification by q(y|x): accuracy: {100 * right:.2f} +- " in str(result)
+    # Of the bounds, all that was given away are the labels of the test images: p(y) is the model's own.
+    likelihood = likelihood_under_each_label(m2, dataset.test.binarized(), label, num_samples=120)
+    log_p_x = logsumexp(likelihood.blind - np.log(3), axis=1)
+    assert result.log_p_x.mean == pytest.approx(log_p_x.mean(), rel=1e-5)
+    few = evaluate(m2, dataset.with_few_labels(30), settings)
+    assert few.log_p_x.mean == pytest.approx(result.log_p_x.mean, rel=1e-6)
+    assert few.label_posterior_accuracy == result.label_posterior_accuracy
+
+
+MIRRORED = """
+import sys
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+import tfp_cvae
+from tfp_cvae import distribution
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+data = tfp_cvae.load_dataset(sys.argv[1]).with_few_labels(12)
+
+
+def train(strategy):
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        m2 = tfp_cvae.build_semi_supervised_cvae(data.image_shape, data.num_classes, latent_size=4, width=16)
+        m2.compile(keras.optimizers.Adam(1e-3), loss=tfp_cvae.SemiSupervisedNegativeELBO(10.0), metrics=[tfp_cvae.ELBO()])
+    batches = distribution.distribute(
+        lambda share: data.train.batches(32, drop_remainder=True, share=share, labelled_per_batch=8), strategy
+    )
+    steps = data.train.num_batches(32, drop_remainder=True, labelled_per_batch=8)
+    warm_up = tfp_cvae.LabelWarmUp(2)
+    return m2.fit(batches, epochs=3, steps_per_epoch=steps, callbacks=[warm_up], verbose=0).history
+
+
+one = train(tf.distribute.get_strategy())
+two = train(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+for name, values in one.items():
+    np.testing.assert_allclose(two[name], values, rtol=1e-4, err_msg=name)
+assert one["loss"][-1] < one["loss"][0]
+"""
+
+
+def test_two_replicas_are_as_one(npz):
+    result = subprocess.run([sys.executable, "-c", MIRRORED, str(npz)], check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
