@@ -44,10 +44,11 @@ SMALL = {
         "num_samples": 2,
         "tfds_name": "mnist",
     },
+    "07_few_labels": {"epochs": 2, "label_epochs": 1, "supervised_epochs": 2, "num_samples": 2},
 }
 
 
-def test_there_are_six():
+def test_there_are_seven():
     assert [path.stem for path in sorted(FOLDER.glob("*.ipynb"))] == list(SMALL)
 
 

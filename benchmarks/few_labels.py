@@ -1,0 +1,99 @@
+"""What images without label are worth: errors on test images of runs that learned from few labels.
+
+    python benchmarks/few_labels.py RUN ...
+
+A row for each run: the error of q(y|x); that of Bayes' rule with K importance samples, on some of the test
+images; and that of the same classifier trained on the labelled images alone, moved and bent likewise. In percent.
+"""
+
+import argparse
+import csv
+import sys
+
+import numpy as np
+
+from tfp_cvae import commands
+
+commands.import_tensorflow_quietly()
+import tensorflow as tf  # noqa: E402
+import tf_keras as keras  # noqa: E402
+
+from tfp_cvae import augmentation, likelihood_under_each_label, load_dataset, networks  # noqa: E402
+from tfp_cvae.run import Run  # noqa: E402
+
+COLUMNS = (
+    "run",
+    "num_labels",
+    "seed",
+    "epochs",
+    "train_seconds",
+    "label_posterior",
+    "supervised",
+    "bayes",
+    "bayes_images",
+    "k",
+)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    parser.add_argument("--num-importance-samples", type=int, default=100)
+    parser.add_argument("--num-images", type=int, default=1000, help="test images for Bayes' rule")
+    parser.add_argument("--steps", type=int, default=2000, help="of the classifier that has labels alone")
+    given = parser.parse_args()
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(COLUMNS)
+    for path in given.runs:
+        run = Run.load(path)
+        config = run.config
+        data = load_dataset(config.dataset).with_few_labels(config.num_labels, config.seed)
+        image, label = data.test.binarized(config.binarization), data.test.labels
+        m2 = run.model()
+        chosen = np.sort(np.random.default_rng(0).permutation(len(label))[: given.num_images])
+        likelihood = likelihood_under_each_label(m2, image[chosen], num_samples=given.num_importance_samples)
+        table.writerow(
+            [
+                run.path.name,
+                config.num_labels,
+                config.seed,
+                config.epochs,
+                round(sum(row["seconds"] for row in run.history())),
+                percent(m2.classify(image).argmax(axis=1) != label),
+                percent(supervised(data, given.steps, config.seed).predict(image, verbose=0).argmax(axis=1) != label),
+                percent(likelihood.blind.argmax(axis=1) != label[chosen]),
+                len(chosen),
+                given.num_importance_samples,
+            ]
+        )
+        sys.stdout.flush()
+
+
+def supervised(data, steps, seed):
+    """The classifier of M2, trained on the labelled images alone."""
+    keras.utils.set_random_seed(seed)
+    classifier = networks.convolutional_classifier(data.image_shape, data.num_classes)
+    labelled = data.train.labelled()
+    batches = labelled.batches(min(128, len(labelled)), seed=seed, drop_remainder=True).repeat()
+
+    def bent(index, batch):
+        (image, one_hot), _ = batch
+        noise = tf.random.stateless_normal(
+            [tf.shape(image)[0], augmentation.NUM_RANDOM], [seed, tf.cast(index, tf.int32)]
+        )
+        return augmentation.random_affine(image, noise), one_hot
+
+    classifier.compile(
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, steps)),
+        keras.losses.CategoricalCrossentropy(),
+    )
+    classifier.fit(batches.enumerate().map(bent), steps_per_epoch=steps, verbose=0)
+    return classifier
+
+
+def percent(wrong):
+    return round(100 * float(np.mean(wrong)), 2)
+
+
+if __name__ == "__main__":
+    main()
