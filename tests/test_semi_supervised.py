@@ -10,6 +10,7 @@ import tensorflow as tf
 import tf_keras as keras
 from conftest import spread_prior, stripes
 from scipy.special import log_softmax, logsumexp
+from sklearn.linear_model import LogisticRegression
 from tensorflow_probability import distributions as tfd
 from test_losses import numpy_terms
 from test_objectives import log_evidence, observed, output
@@ -18,7 +19,7 @@ from tfp_cvae import networks, objectives
 from tfp_cvae.build import build_semi_supervised_cvae
 from tfp_cvae.callbacks import LabelWarmUp
 from tfp_cvae.config import EvaluationConfig, TrainConfig
-from tfp_cvae.evaluation import evaluate
+from tfp_cvae.evaluation import evaluate, evaluate_run
 from tfp_cvae.export import export_saved_model
 from tfp_cvae.likelihood import likelihood_under_each_label
 from tfp_cvae.losses import ELBO, NegativeELBO, NegativeIWAE, Rate, SemiSupervisedNegativeELBO
@@ -26,10 +27,12 @@ from tfp_cvae.model import CVAE
 from tfp_cvae.model_files import load_keras
 from tfp_cvae.run import Run
 from tfp_cvae.semi_supervised import SemiSupervisedCVAE, SemiSupervisedOutput
+from tfp_cvae.sources import load_dataset
 from tfp_cvae.training import train
 
 assert observed  # A fixture of the tests of the objectives, used here too.
 
+TINY = EvaluationConfig(num_importance_samples=120, generated_per_class=3, classifier_epochs=1)
 NONE = np.zeros(3, np.float32)
 
 
@@ -208,6 +211,14 @@ def test_it_is_saved_and_loaded(m2, batch, tmp_path):
         np.testing.assert_array_equal(loaded.generate([0, 1, 2]), m2.generate([0, 1, 2]))
 
 
+def test_predict_reconstructs_at_the_posterior_mean(m2, batch):
+    image, one_hot = batch[0][:20], batch[1][:20]
+    label = np.argmax(one_hot, axis=1)
+    np.testing.assert_allclose(m2.predict((image, one_hot), verbose=0), m2.reconstruct(image, label), atol=1e-6)
+    mixture = sum(m2.classify(image)[:, k, None, None, None] * m2.reconstruct(image, k).numpy() for k in range(3))
+    np.testing.assert_allclose(m2.predict((image, 0 * one_hot), verbose=0), mixture, atol=1e-6)
+
+
 def test_a_classifier_that_does_not_fit(m2):
     other = networks.convolutional_classifier((8, 8, 1), 4, 8)
     with pytest.raises(ValueError, match=r"classifier: expected images of \(8, 8, 1\) and 3 classes, .* and 4"):
@@ -297,8 +308,7 @@ def test_it_is_served(m2, batch, tmp_path):
 
 
 def test_it_is_evaluated(m2, dataset):
-    settings = EvaluationConfig(num_importance_samples=120, generated_per_class=3, classifier_epochs=1)
-    result = evaluate(m2, dataset, settings)
+    result = evaluate(m2, dataset, TINY)
     label = dataset.test.labels
     right = np.mean(np.argmax(m2.classify(dataset.test.binarized()), axis=1) == label)
     assert result.label_posterior_accuracy.mean == pytest.approx(right)
@@ -307,7 +317,7 @@ def test_it_is_evaluated(m2, dataset):
     likelihood = likelihood_under_each_label(m2, dataset.test.binarized(), label, num_samples=120)
     log_p_x = logsumexp(likelihood.blind - np.log(3), axis=1)
     assert result.log_p_x.mean == pytest.approx(log_p_x.mean(), rel=1e-5)
-    few = evaluate(m2, dataset.with_few_labels(30), settings)
+    few = evaluate(m2, dataset.with_few_labels(30), TINY)
     assert few.log_p_x.mean == pytest.approx(result.log_p_x.mean, rel=1e-6)
     assert few.label_posterior_accuracy == result.label_posterior_accuracy
 
@@ -352,3 +362,22 @@ assert one["loss"][-1] < one["loss"][0]
 def test_two_replicas_are_as_one(npz):
     result = subprocess.run([sys.executable, "-c", MIRRORED, str(npz)], check=False, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_m1_reads_the_latent_of_a_plain_vae(tmp_path):
+    images, labels = stripes(300)
+    settings = {"model": "m1", "conditional": False, "num_labels": 12, "epochs": 20, "learning_rate": 5e-3}
+    run = trained(tmp_path, "m1", images, labels, stripes(60, seed=1), **settings)
+    accuracy = run.evaluation()["label_posterior_accuracy"]["mean"]
+    assert accuracy > 0.9
+    # An epoch has all images once, with a label or not.
+    assert run.model().num_classes == 0
+    few = load_dataset(run.config.dataset).with_few_labels(12)
+    assert few.train.num_batches(16, conditional=False, drop_remainder=True) == len(few.train) // 16
+    # By other means: the same regression on what the encoder gives for the twelve images.
+    encoder, labelled = run.model().encoder, few.train.labelled()
+    known, test = (np.array(encoder(split.binarized()).mean()) for split in (labelled, few.test))
+    loc, scale = known.mean(axis=0), known.std(axis=0)
+    regression = LogisticRegression(max_iter=1000).fit((known - loc) / scale, labelled.labels)
+    assert accuracy == pytest.approx(regression.score((test - loc) / scale, few.test.labels))
+    assert evaluate_run(run, load_dataset(run.config.dataset), TINY).label_posterior_accuracy.mean == accuracy

@@ -2,6 +2,10 @@
 
 import numpy as np
 
+from tfp_cvae import latents
+from tfp_cvae.config import Binarization
+from tfp_cvae.data import Split
+from tfp_cvae.model import CVAE
 from tfp_cvae.results import Calibration, Estimate
 from tfp_cvae.semi_supervised import SemiSupervisedCVAE
 
@@ -37,9 +41,26 @@ def classify(log_joint: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, Cali
     return correct, calibration
 
 
-def label_posterior_accuracy(cvae: SemiSupervisedCVAE, image: np.ndarray, label: np.ndarray) -> Estimate:
-    """Accuracy of argmax_y q(y|x) on images `[n, height, width, channels]` in [0, 1] of classes `[n]`."""
-    return Estimate.of(np.argmax(cvae.classify(image), axis=-1) == label)
+def label_posterior_accuracy(
+    cvae: CVAE, train: Split, image: np.ndarray, label: np.ndarray, binarization: Binarization
+) -> Estimate:
+    """Accuracy of argmax_y q(y|x).
+
+    That is the classifier of a `SemiSupervisedCVAE`. Of a plain VAE it is logistic regression on the mean of q(z|x),
+    which is fitted here: the model M1 of Kingma, Mohamed, Rezende and Welling 2014, section 2.1.
+
+    Args:
+        cvae: A `SemiSupervisedCVAE`, or a model without classes.
+        train: Training images, of which those that have a label are for the fit.
+        image: Images to classify, `[n, height, width, channels]`, in [0, 1].
+        label: Their classes, `[n]` integer.
+        binarization: Of the training images.
+    """
+    if isinstance(cvae, SemiSupervisedCVAE):
+        return Estimate.of(np.argmax(cvae.classify(image), axis=-1) == label)
+    labelled = train.labelled()
+    known = latents.posterior_mean(cvae, labelled.binarized(binarization))
+    return Estimate.of(latents.linear_probe((known, labelled.labels), (latents.posterior_mean(cvae, image), label)))
 
 
 def _selective_accuracy(log_joint: np.ndarray, correct: np.ndarray) -> list[list[float]]:

@@ -14,7 +14,7 @@ Binarization = Literal["dynamic", "threshold", "none"]
 Network = Literal["mlp", "residual", "conv"]
 Prior = Literal["standard", "label", "flow"]
 Objective = Literal["elbo", "iwae"]
-Model = Literal["cvae", "m2"]
+Model = Literal["cvae", "m1", "m2"]
 LearningRateSchedule = Literal["cosine", "constant"]
 
 _CHOICES = {
@@ -44,9 +44,9 @@ class TrainConfig:
     """Condition on the label; without it, the plain VAE."""
 
     model: Model = "cvae"
-    """The CVAE; or M2, a CVAE with q(y|x) that learns from images with and without label."""
+    """The CVAE; M1, a plain VAE whose latent a linear classifier reads; or M2, a CVAE with q(y|x), for few labels."""
     num_labels: int | None = None
-    """Training images that keep their label, the same number of each class, chosen by the seed; by default all (m2)."""
+    """Training images that keep their label, as many of each class, chosen by the seed; by default all (m1, m2)."""
     labelled_per_batch: int | None = None
     """Labelled images in each batch, the others have none; by default a sixteenth (m2)."""
     classification_weight: float = 1.0
@@ -113,10 +113,10 @@ class TrainConfig:
         checks.number("learning_rate", self.learning_rate, 0, above=True)
         checks.number("ema_momentum", self.ema_momentum, 0, below=1)
         checks.seed("seed", self.seed)
-        if self.model == "cvae" and (self.num_labels or self.labelled_per_batch):
-            raise ValueError(
-                "num_labels, labelled_per_batch: expected none with the model cvae, got numbers; pass --model m2"
-            )
+        if self.model == "cvae" and self.num_labels:
+            raise ValueError(f"num_labels: expected none with the model cvae, got {self.num_labels}; pass --model m2")
+        if self.model == "m1" and self.conditional:
+            raise ValueError("conditional: expected False with m1, a plain VAE, got True; pass --no-conditional")
         if self.model == "m2" and not (self.conditional and self.objective == "elbo"):
             raise ValueError("model: expected conditional and the objective elbo with m2, got others")
         if self.kl_warmup_epochs > self.epochs:

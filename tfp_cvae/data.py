@@ -97,9 +97,9 @@ class Split:
         """Batches `((image, one_hot), image)` for `fit`, `evaluate` and `predict`.
 
         The training split is shuffled, and binarized afresh, in each epoch: iterating over the result once is one
-        epoch, and its batches are a function of (`seed`, epoch) alone. If some of its images have no label, an epoch is
-        one pass over those, and each batch begins with labelled ones, all as often as each other. The other splits keep
-        their order, and are one draw, `binarized(binarization, seed)`.
+        epoch, and its batches are a function of (`seed`, epoch) alone. If some of its images have no label, and labels
+        are asked for, an epoch is one pass over those, and each batch begins with labelled ones, all as often as each
+        other. The other splits keep their order, and are one draw, `binarized(binarization, seed)`.
 
         The result counts its own iterations in its attribute `epochs`: a look with `next(iter(...))` begins an epoch
         too, and a second `fit` on it goes on where the first has stopped. Ask for new batches to start again.
@@ -137,9 +137,14 @@ class Split:
             )
         settings = {"batch_size": batch_size, "binarization": binarization, "seed": seed, "images": len(self)}
         settings.update(drop_remainder=drop_remainder, conditional=conditional)
-        if self._mixes():
+        if conditional and self._mixes():
             settings.update(labelled_per_batch=self._labelled_per_batch(batch_size, labelled_per_batch))
-        steps = self.num_batches(batch_size, drop_remainder=drop_remainder, labelled_per_batch=labelled_per_batch)
+        steps = self.num_batches(
+            batch_size,
+            drop_remainder=drop_remainder,
+            conditional=conditional,
+            labelled_per_batch=labelled_per_batch,
+        )
         epochs = EpochCounter(initial_epoch, steps, settings)
         if self.name == "train":
             dataset = shuffled_epochs(self.images, self.one_hot(), epochs, share)
@@ -154,11 +159,16 @@ class Split:
         return dataset
 
     def num_batches(
-        self, batch_size: int, *, drop_remainder: bool = False, labelled_per_batch: int | None = None
+        self,
+        batch_size: int,
+        *,
+        drop_remainder: bool = False,
+        conditional: bool = True,
+        labelled_per_batch: int | None = None,
     ) -> int:
         """Number of the `batches` with these arguments."""
         size, rows = len(self), batch_size
-        if self._mixes():
+        if conditional and self._mixes():
             size = int(np.sum(self.labels == UNLABELLED))
             rows -= self._labelled_per_batch(batch_size, labelled_per_batch)
         return size // rows if drop_remainder else -(-size // rows)

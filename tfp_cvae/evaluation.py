@@ -86,12 +86,16 @@ def evaluate(
         "seconds": round(end - begin, 1),
     }
     semi_supervised = isinstance(cvae, SemiSupervisedCVAE)
-    # p(y) is part of that model: not more may be known of it than of the labels.
+    # p(y) is part of that model: no more may be known of it than the labels that were given tell.
     probabilities = np.full(cvae.num_classes, 1 / cvae.num_classes) if semi_supervised else None
     results = _likelihood_results(likelihood, dataset, label, recognised, probabilities)
     return Evaluation(
         **results,
-        label_posterior_accuracy=label_posterior_accuracy(cvae, image, labels) if semi_supervised else None,
+        label_posterior_accuracy=(
+            label_posterior_accuracy(cvae, dataset.train, image, labels, binarization)
+            if semi_supervised or dataset.train.has_unlabelled()
+            else None
+        ),
         latent=latent,
         samples=samples,
         protocol=protocol,
@@ -116,6 +120,9 @@ def evaluate_run(run: Run, dataset: Dataset, config: EvaluationConfig | None = N
             f"dataset: expected the classes {expected}, as of the run, got {dataset.name} with {found}; give the data "
             "set that the run was trained on"
         )
+    if run.config.model == "m1" and run.config.num_labels:
+        # Its classifier is fitted again, on the same labels.
+        dataset = dataset.with_few_labels(run.config.num_labels, run.config.seed)
     result = evaluate(
         run.model(),
         dataset,

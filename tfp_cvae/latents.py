@@ -65,6 +65,12 @@ def posterior_statistics(
     return mean, noise, (rate[0] if rate else None)
 
 
+def posterior_mean(cvae: CVAE, image: np.ndarray) -> np.ndarray:
+    """Means of q(z|x) of a model without classes: `[n, latent_size]` for `[n, height, width, channels]` in [0, 1]."""
+    parts = np.split(np.asarray(image, np.float32), range(_BATCH_SIZE, len(image), _BATCH_SIZE))
+    return np.concatenate([cvae.posterior(part).mean().numpy() for part in parts])
+
+
 def linear_probe(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Whether logistic regression finds the class of each test image in its latent.
 

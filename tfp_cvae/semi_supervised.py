@@ -185,12 +185,7 @@ class SemiSupervisedCVAE(CVAE):
         num_latent = self.num_samples * self.latent_size
         deforms = training and self.deformation > 0
         noise = self.noise(image, num_latent + (augmentation.NUM_RANDOM if deforms else 0), training)
-        # The same noise for all labels of an image, as their bounds are compared.
-        given_each_label = self.infer(
-            tf.repeat(image, self.num_classes, axis=0),
-            tf.tile(tf.eye(self.num_classes), [tf.shape(image)[0], 1]),
-            tf.repeat(noise[:, :num_latent], self.num_classes, axis=0),
-        )
+        given_each_label = self._given_each_label(image, noise[:, :num_latent])
         if deforms:
             image = augmentation.random_affine(image, self.deformation * noise[:, num_latent:])
         return SemiSupervisedOutput(one_hot, self.label_posterior(image), given_each_label)
@@ -198,7 +193,17 @@ class SemiSupervisedCVAE(CVAE):
     def predict_step(self, data: Any) -> tf.Tensor:
         """Pixel probabilities at the posterior mean, under the labels as q(y|x) weighs them where there is none."""
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        return self(x, training=False).mean_image()
+        image, one_hot = self.checked_inputs(x)
+        at_mean = self._given_each_label(image, tf.zeros([tf.shape(image)[0], self.num_samples * self.latent_size]))
+        return SemiSupervisedOutput(one_hot, self.label_posterior(image), at_mean).mean_image()
+
+    def _given_each_label(self, image: tf.Tensor, noise: tf.Tensor) -> CVAEOutput:
+        """Output of the CVAE under each label, with the same noise, as the bounds under them are compared."""
+        return self.infer(
+            tf.repeat(image, self.num_classes, axis=0),
+            tf.tile(tf.eye(self.num_classes), [tf.shape(image)[0], 1]),
+            tf.repeat(noise, self.num_classes, axis=0),
+        )
 
     def get_config(self) -> dict[str, Any]:
         return {

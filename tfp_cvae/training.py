@@ -33,7 +33,6 @@ from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate, 
 from tfp_cvae.memory import keep_freed_memory
 from tfp_cvae.model import CVAE
 from tfp_cvae.run import Run, check_free, held_out_protocol, holds_run, versions
-from tfp_cvae.semi_supervised import SemiSupervisedCVAE
 from tfp_cvae.sources import load_dataset
 
 _STEPS_PER_EXECUTION = 50
@@ -145,7 +144,7 @@ def _load(config: TrainConfig) -> Dataset:
     dataset = load_dataset(config.dataset)
     if config.num_labels is not None:
         dataset = dataset.with_few_labels(config.num_labels, config.seed)
-    if config.model == "cvae" and dataset.train.has_unlabelled():
+    if config.model == "cvae" and config.conditional and dataset.train.has_unlabelled():
         raise ValueError(
             f"model: expected m2 for {dataset.name}, in which some images have no label, got cvae; pass --model m2"
         )
@@ -219,8 +218,9 @@ def _train(run: Run, dataset: Dataset, strategy: tf.distribute.Strategy, verbose
         bound = evaluate_bound(best, held_out_batches(dataset.test, config))
         protocol = held_out_protocol(dataset, config.binarization, bound.num_images, bound.num_samples)
         result = {**bound.to_dict(), "protocol": protocol}
-        if isinstance(best, SemiSupervisedCVAE):
-            accuracy = label_posterior_accuracy(best, dataset.test.binarized(config.binarization), dataset.test.labels)
+        if config.model in ("m1", "m2"):
+            image, label = dataset.test.binarized(config.binarization), dataset.test.labels
+            accuracy = label_posterior_accuracy(best, dataset.train, image, label, config.binarization)
             result["label_posterior_accuracy"] = accuracy.to_dict()
         run.write_evaluation(result)
     figures.draw(run, best, dataset)
@@ -236,7 +236,10 @@ def _compiled_model(config: TrainConfig, dataset: Dataset, strategy: tf.distribu
 
 def _steps_per_epoch(config: TrainConfig, dataset: Dataset) -> int:
     return dataset.train.num_batches(
-        config.batch_size, drop_remainder=True, labelled_per_batch=config.labelled_per_batch
+        config.batch_size,
+        drop_remainder=True,
+        conditional=config.conditional,
+        labelled_per_batch=config.labelled_per_batch,
     )
 
 
