@@ -59,7 +59,7 @@ def main():
                 config.seed,
                 config.epochs,
                 round(sum(row["seconds"] for row in run.history())),
-                percent(m2.classify(image).argmax(axis=1) != label),
+                percent(m2.classify_fast(image).argmax(axis=1) != label),
                 percent(supervised(data, given.steps, config.seed).predict(image, verbose=0).argmax(axis=1) != label),
                 percent(likelihood.blind.argmax(axis=1) != label[chosen]),
                 len(chosen),

@@ -51,7 +51,7 @@ class Shim:
         setattr(owner, name, watched)
 
     def install(self):
-        self.around(training, "load_dataset")
+        self.around(training, "load_training_data")
         self.around(training, "build_model")
         self.around(interruption.Interruption, "on_train_batch_end")
         self.around(interruption.Interruption, "on_epoch_begin")

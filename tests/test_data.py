@@ -196,14 +196,31 @@ def test_batch_size_out_of_range(dataset, batch_size):
         dataset.train.batches(batch_size)
 
 
+def test_labels_that_are_not_looked_at_decide_nothing():
+    """Neither which images keep a label, nor which are for validation."""
+    images, labels = stripes(200)
+    test = stripes(20, seed=1)
+    few = make_dataset("some", ["a", "b", "c"], (images, labels), test=test).with_few_labels(6, seed=4)
+    changed = labels.copy()
+    order = np.random.default_rng(4).permutation(200)
+    changed[order[60:]] = np.random.default_rng(0).permutation(changed[order[60:]])
+    other = make_dataset("some", ["a", "b", "c"], (images, changed), test=test).with_few_labels(6, seed=4)
+    assert np.sum(changed != labels) > 60
+    assert few.fingerprint() == other.fingerprint()
+
+
 def test_few_labels_are_of_each_class_as_many_and_a_function_of_the_seed(dataset):
     few = dataset.with_few_labels(12, seed=1)
     kept = few.train.labels != -1
     np.testing.assert_array_equal(np.bincount(few.train.labels[kept]), [4, 4, 4])
-    np.testing.assert_array_equal(few.train.labels[kept], dataset.train.labels[kept])
+    label_of = {image.tobytes(): label for image, label in zip(*dataset._source(), strict=True)}
+    assert [label_of[image.tobytes()] for image in few.train.images[kept]] == few.train.labels[kept].tolist()
     assert set(few.validation.labels) == {-1}
     np.testing.assert_array_equal(few.test.labels, dataset.test.labels)
-    np.testing.assert_array_equal(few.train.images, dataset.train.images)
+    # The validation images are others, as those of before were chosen by their labels.
+    assert all(len(getattr(few, split)) == len(getattr(dataset, split)) for split in ("train", "validation", "test"))
+    pools = [np.concatenate([data.train.images, data.validation.images]) for data in (few, dataset)]
+    assert {image.tobytes() for image in pools[0]} == {image.tobytes() for image in pools[1]}
     np.testing.assert_array_equal(few.class_probabilities(), [1 / 3] * 3)
     np.testing.assert_array_equal(few.train.labels, dataset.with_few_labels(12, seed=1).train.labels)
     assert np.any(few.train.labels != dataset.with_few_labels(12, seed=2).train.labels)
@@ -216,8 +233,8 @@ def test_few_labels_are_of_each_class_as_many_and_a_function_of_the_seed(dataset
 @pytest.mark.parametrize(
     ("number", "error", "message"),
     [
-        (10, ValueError, "num_labels: expected a multiple of 3, the number of classes, up to"),
-        (3000, ValueError, "num_labels: expected a multiple of 3, the number of classes, up to"),
+        (10, ValueError, "num_labels: expected a multiple of 3, the number of classes, and as many images"),
+        (3000, ValueError, "num_labels: expected a multiple of 3, the number of classes, and as many images"),
         (0, ValueError, "num_labels: expected an integer >= 1, got 0"),
         (3.0, TypeError, "num_labels: expected an integer >= 1, got 3.0"),
     ],
@@ -266,6 +283,12 @@ def test_a_share_of_mixed_batches_is_that_part_of_each(dataset):
                 np.testing.assert_array_equal(array, other[8 * index : 8 * index + 8])
 
 
+@pytest.mark.parametrize(("labels", "expected"), [(12, 1), (90, 7), (150, 12)])
+def test_labelled_images_have_their_share_of_a_batch(dataset, labels, expected):
+    batches = dataset.with_few_labels(labels).train.batches(16)
+    assert batches.epochs.settings["labelled_per_batch"] == expected
+
+
 @pytest.mark.parametrize("number", [0, 16])
 def test_batches_without_labelled_or_without_unlabelled_images(dataset, number):
     with pytest.raises(ValueError, match="labelled_per_batch: expected"):
@@ -276,7 +299,8 @@ def test_images_without_label_in_the_source():
     images, labels = stripes(60)
     some = np.where(np.arange(60) < 9, labels, -1)
     data = make_dataset("some", ["a", "b", "c"], (images, some), test=(images, labels))
-    assert np.sum(data.train.labels != -1) + np.sum(data.validation.labels != -1) == 9
+    assert np.sum(data.train.labels != -1) == 9
+    assert set(data.validation.labels) == {-1}
     with pytest.raises(ValueError, match="expected test images and their labels where training images have none"):
         make_dataset("some", ["a", "b", "c"], (images, some))
     with pytest.raises(ValueError, match="test labels: expected 0 to 2, got -1"):

@@ -10,7 +10,7 @@ from tfp_cvae import objectives
 from tfp_cvae.build import build_cvae
 from tfp_cvae.flows import CouplingFlow
 from tfp_cvae.losses import NegativeELBO
-from tfp_cvae.model import CVAEOutput
+from tfp_cvae.outputs import CVAEOutput
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ from tfp_cvae.importance import SAMPLES_PER_BLOCK, bernoulli_log_prob, importanc
 from tfp_cvae.layers import IndependentBernoulli
 from tfp_cvae.likelihood import likelihood_under_each_label
 from tfp_cvae.losses import NegativeELBO
-from tfp_cvae.model import CVAE, CVAEOutput
+from tfp_cvae.model import CVAE
 from tfp_cvae.noise import standard_normal
+from tfp_cvae.outputs import CVAEOutput
 from tfp_cvae.results import Estimate
 
 CLASSES = 3

@@ -1,4 +1,4 @@
-"""Images that are moved and bent a little, so that a classifier learns what does not matter."""
+"""Images that are moved and slanted a little, so that a classifier learns what does not matter."""
 
 import tensorflow as tf
 

@@ -2,7 +2,6 @@
 
 import typing
 from collections.abc import Sequence
-from typing import Any
 
 from tfp_cvae import checks, networks
 from tfp_cvae.config import Network, Prior
@@ -69,33 +68,52 @@ def build_cvae(
 
 
 def build_semi_supervised_cvae(
-    image_shape: Sequence[int], num_classes: int, *args: Any, deformation: float = 1.0, **kwargs: Any
+    image_shape: Sequence[int],
+    num_classes: int,
+    latent_size: int = 40,
+    network: Network = "mlp",
+    *,
+    width: int | None = None,
+    depth: int | None = None,
+    prior: Prior = "standard",
+    num_samples: int = 1,
+    seed: int = 0,
+    deformation: float = 0.0,
 ) -> SemiSupervisedCVAE:
-    """Builds a CVAE with q(y|x), which learns from images with and without label.
+    """Builds a CVAE with q(y|x), a small convolutional network, which learns from images with and without label.
 
     Args:
         image_shape: `(height, width, channels)`.
         num_classes: Number of classes, >= 1.
-        *args: Of `build_cvae`, and so are other keywords.
-        deformation: Strength of the random affine maps of what q(y|x) sees in training; 0 for none.
-        **kwargs: Of `build_cvae`.
+        latent_size: As of `build_cvae`, and so are the others.
+        network: "mlp", "residual" or "conv".
+        width: Units or channels of a layer.
+        depth: Hidden layers or residual blocks.
+        prior: "standard", "label" or "flow".
+        num_samples: Latent samples K for each image and label, >= 1.
+        seed: Seed of latent samples and deformations.
+        deformation: Strength of the random affine maps of what q(y|x) sees in training, made for digits; 0 for none.
 
     Returns:
-        The model, not yet compiled. q(y|x) is a convolutional network.
+        The model, not yet compiled.
 
     Raises:
         TypeError: If a value is of the wrong kind.
         ValueError: If a value is out of range.
     """
     checks.integer("num_classes", num_classes, 1)
-    cvae = build_cvae(image_shape, num_classes, *args, **kwargs)
+    cvae = build_cvae(
+        image_shape,
+        num_classes,
+        latent_size,
+        network,
+        width=width,
+        depth=depth,
+        prior=prior,
+        num_samples=num_samples,
+        seed=seed,
+    )
+    classifier = networks.convolutional_classifier(cvae.image_shape, num_classes)
     return SemiSupervisedCVAE(
-        cvae.encoder,
-        cvae.decoder,
-        networks.convolutional_classifier(cvae.image_shape, num_classes),
-        cvae.prior_network,
-        num_samples=cvae.num_samples,
-        seed=cvae.seed,
-        deformation=deformation,
-        name="cvae",
+        cvae.encoder, cvae.decoder, classifier, cvae.prior_network, num_samples, seed, deformation, name="cvae"
     )

@@ -54,9 +54,9 @@ class KLWarmUp(keras.callbacks.Callback):
 class LabelWarmUp(keras.callbacks.Callback):
     """Has q(y|x) learn from labelled images alone at first, and from the bound of the others more in each epoch.
 
-    Until then the networks of the latent learn from all images, whose labels are as q(y|x) finds them. Without, the
-    networks, which know no label yet, would teach q(y|x) to give all images the same one. It is a matter of gradients:
-    loss and bound stay what they are. For `SemiSupervisedNegativeELBO`.
+    Encoder and decoder learn from all images from the beginning, with the labels that q(y|x) finds. They know no label
+    yet, and would teach q(y|x) to give the same label to all images. It is a matter of gradients: loss and bound stay
+    what they are. For `SemiSupervisedNegativeELBO`.
 
     Args:
         epochs: Epochs until all of the gradient is taken: 0 in the first, 1/epochs in the second; >= 1.
@@ -71,6 +71,10 @@ class LabelWarmUp(keras.callbacks.Callback):
         if weight is None:
             raise TypeError(f"loss: expected SemiSupervisedNegativeELBO for LabelWarmUp, got {self.model.loss!r}")
         weight.assign(min(1.0, epoch / self.epochs))
+
+    def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
+        # As in a loss that is new, for a `fit` without this callback.
+        self.model.loss.label_gradient.assign(1.0)
 
 
 class NonFiniteLossError(ValueError):

@@ -97,6 +97,16 @@ def sum_to_one(name: str, value: np.ndarray) -> None:
         raise ValueError(f"{name}: expected rows that sum to 1 (one-hot, or a mixture), got {sums[row]} in row {row}")
 
 
+def one_hot_or_zero(name: str, value: np.ndarray) -> None:
+    """Checks that each row is one-hot, or zero, for no label."""
+    good = np.all((value == 0) | (value == 1), axis=-1) & (value.sum(axis=-1) <= 1)
+    if not np.all(good):
+        row = int(np.argmin(good))
+        raise ValueError(
+            f"{name}: expected one-hot rows, or zeros for no label, got {value[row].tolist()} in row {row}"
+        )
+
+
 def pixels(name: str, value: Any) -> np.ndarray:
     """Returns images as `[n, height, width, channels]` uint8.
 

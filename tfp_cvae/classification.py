@@ -57,7 +57,7 @@ def label_posterior_accuracy(
         binarization: Of the training images.
     """
     if isinstance(cvae, SemiSupervisedCVAE):
-        return Estimate.of(np.argmax(cvae.classify(image), axis=-1) == label)
+        return Estimate.of(np.argmax(cvae.classify_fast(image), axis=-1) == label)
     labelled = train.labelled()
     known = latents.posterior_mean(cvae, labelled.binarized(binarization))
     return Estimate.of(latents.linear_probe((known, labelled.labels), (latents.posterior_mean(cvae, image), label)))

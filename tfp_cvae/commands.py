@@ -55,7 +55,7 @@ class Evaluate:
     seed: int = 0
     """Seed of importance samples, generated images and classifiers."""
     dataset: str | None = None
-    """Another data set with the same classes; by default that of the training."""
+    """Another data set with the same classes; by default that of the training, with the labels that it had."""
 
     def run(self) -> None:
         """Runs the command."""
@@ -68,10 +68,10 @@ class Evaluate:
         from tfp_cvae import figures
         from tfp_cvae.evaluation import evaluate_run
         from tfp_cvae.run import Run
-        from tfp_cvae.sources import load_dataset
+        from tfp_cvae.sources import load_dataset, load_training_data
 
         run = Run.load(self.run_folder)
-        dataset = load_dataset(self.dataset or run.config.dataset)
+        dataset = load_dataset(self.dataset) if self.dataset else load_training_data(run.config)
         result = evaluate_run(run, dataset, config, verbose=1)
         print(f"\n{result}")
         print(f"\n{run.path / 'evaluation.json'}")
@@ -114,12 +114,12 @@ class Plot:
         """Runs the command."""
         from tfp_cvae import figures
         from tfp_cvae.run import Run
-        from tfp_cvae.sources import load_dataset
+        from tfp_cvae.sources import load_training_data
 
         run = Run.load(self.run_folder)
         cvae = run.model()
         try:
-            dataset = load_dataset(run.config.dataset)
+            dataset = load_training_data(run.config)
         except (OSError, ValueError) as error:
             print(f"without styles.png, which needs the data set: {error}", file=sys.stderr)
             dataset = None

@@ -48,13 +48,13 @@ class TrainConfig:
     num_labels: int | None = None
     """Training images that keep their label, as many of each class, chosen by the seed; by default all (m1, m2)."""
     labelled_per_batch: int | None = None
-    """Labelled images in each batch, the others have none; by default a sixteenth (m2)."""
-    classification_weight: float = 1.0
+    """Labelled images in each batch, the others have none; by default their share, at least a sixteenth (m2)."""
+    classification_weight: float = 30.0
     """Weight of -log q(y|x) at the given labels in the loss (m2)."""
     label_warmup_epochs: int = 1
     """Epochs in which the gradient of the bound to q(y|x) rises linearly, from none at all (m2)."""
-    deformation: float = 1.0
-    """Strength of the random affine maps of what q(y|x) sees in training; 0 for none (m2)."""
+    deformation: float = 0.0
+    """Strength of the random affine maps of what q(y|x) sees in training, made for digits; 0 for none (m2)."""
 
     network: Network = "mlp"
     """Encoder and decoder."""
@@ -115,6 +115,13 @@ class TrainConfig:
         checks.seed("seed", self.seed)
         if self.model == "cvae" and self.num_labels:
             raise ValueError(f"num_labels: expected none with the model cvae, got {self.num_labels}; pass --model m2")
+        for name in ("labelled_per_batch", "classification_weight", "label_warmup_epochs", "deformation"):
+            if self.model != "m2" and getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"{name}: expected its default with the model {self.model}, as it is one of m2")
+        if self.model == "m2" and self.label_warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"label_warmup_epochs: expected less than epochs, {self.epochs}, got {self.label_warmup_epochs}"
+            )
         if self.model == "m1" and self.conditional:
             raise ValueError("conditional: expected False with m1, a plain VAE, got True; pass --no-conditional")
         if self.model == "m2" and not (self.conditional and self.objective == "elbo"):

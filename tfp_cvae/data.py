@@ -98,8 +98,8 @@ class Split:
 
         The training split is shuffled, and binarized afresh, in each epoch: iterating over the result once is one
         epoch, and its batches are a function of (`seed`, epoch) alone. If some of its images have no label, and labels
-        are asked for, an epoch is one pass over those, and each batch begins with labelled ones, all as often as each
-        other. The other splits keep their order, and are one draw, `binarized(binarization, seed)`.
+        are asked for, an epoch is one pass over those, and each batch begins with labelled ones, which come again
+        and again. The other splits keep their order, and are one draw, `binarized(binarization, seed)`.
 
         The result counts its own iterations in its attribute `epochs`: a look with `next(iter(...))` begins an epoch
         too, and a second `fit` on it goes on where the first has stopped. Ask for new batches to start again.
@@ -114,7 +114,8 @@ class Split:
             conditional: Whether to give labels; without, the batches are `(image, image)`.
             share: `(i, n)` for the i-th of n equal parts, from 0, of each batch: that of one of n workers. Of the
                 training split, and with `drop_remainder`.
-            labelled_per_batch: Labelled images in each batch, where others have no label; None for a sixteenth, or one.
+            labelled_per_batch: Labelled images in each batch, where others have no label; None for their share of the
+                split, but at least a sixteenth.
 
         Returns:
             `tf.data.Dataset` with image `[batch, height, width, channels]` float32 in [0, 1], one_hot
@@ -178,9 +179,8 @@ class Split:
         return self.name == "train" and self.has_unlabelled()
 
     def _labelled_per_batch(self, batch_size: int, given: int | None) -> int:
-        if np.all(self.labels == UNLABELLED):
-            return 0
-        number = max(1, batch_size // 16) if given is None else checks.integer("labelled_per_batch", given, 1)
+        in_all = batch_size * int(np.sum(self.labels != UNLABELLED)) // len(self)
+        number = max(1, batch_size // 16, in_all) if given is None else checks.integer("labelled_per_batch", given, 1)
         if number >= batch_size:
             raise ValueError(
                 f"labelled_per_batch: expected less than batch_size, {batch_size}, got {number}; the others "
@@ -199,6 +199,8 @@ class Dataset:
         train: Split for training.
         validation: Split for choices made during training.
         test: Split for the numbers that are reported.
+        split_off: Which of the images that the source has for training became the validation split, `[n]` bool; None if
+            the source has one.
     """
 
     name: str
@@ -206,6 +208,7 @@ class Dataset:
     train: Split
     validation: Split
     test: Split
+    split_off: np.ndarray | None = None
 
     def __repr__(self) -> str:
         splits = ", ".join(f"{len(split):,} {split.name}" for split in (self.train, self.validation, self.test))
@@ -242,7 +245,8 @@ class Dataset:
         """The same images, of which few keep their label: as many training images of each class, and all test images.
 
         Training images are looked at in an order that is a function of the seed, until each class has its share. Labels
-        that come after that are not looked at, nor are those of the validation split, and so decide nothing.
+        that come after that are not looked at, and so decide nothing: if the validation split was split off by classes,
+        it goes back, and another of that size is made of images without label.
 
         Args:
             num_labels: Number of training images that keep their label, a multiple of the number of classes.
@@ -258,28 +262,39 @@ class Dataset:
         checks.integer("num_labels", num_labels, 1)
         checks.seed("seed", seed)
         share, rest = divmod(num_labels, self.num_classes)
-        counts = np.bincount(self.train.labels[self.train.labels != UNLABELLED], minlength=self.num_classes)
-        if rest or share > counts.min():
-            raise ValueError(
-                f"num_labels: expected a multiple of {self.num_classes}, the number of classes, up to "
-                f"{counts.min() * self.num_classes}, as many as all classes have, got {num_labels}"
-            )
-        labels = np.full_like(self.train.labels, UNLABELLED)
+        images, all_labels = self._source()
         missing = np.full(self.num_classes, share)
+        labels = np.full_like(all_labels, UNLABELLED)
         for index in np.random.default_rng(seed).permutation(len(labels)):
-            label = self.train.labels[index]
+            if rest or not missing.any():
+                break
+            label = all_labels[index]
             if label != UNLABELLED and missing[label]:
                 labels[index] = label
                 missing[label] -= 1
-                if not missing.any():
-                    break
-        none = np.full_like(self.validation.labels, UNLABELLED)
-        labels.flags.writeable = none.flags.writeable = False
-        return dataclasses.replace(
-            self,
-            train=dataclasses.replace(self.train, labels=labels),
-            validation=dataclasses.replace(self.validation, labels=none),
-        )
+        if rest or missing.any():
+            raise ValueError(
+                f"num_labels: expected a multiple of {self.num_classes}, the number of classes, and as many images "
+                f"with a label, got {num_labels}"
+            )
+        held_out = self.validation.images, np.full_like(self.validation.labels, UNLABELLED)
+        if self.split_off is not None:
+            (images, labels), held_out, _ = _split_off(self.name, images, labels, len(self.validation))
+        for array in (images, labels, *held_out):
+            array.flags.writeable = False
+        train = dataclasses.replace(self.train, images=images, labels=labels)
+        validation = dataclasses.replace(self.validation, images=held_out[0], labels=held_out[1])
+        return dataclasses.replace(self, train=train, validation=validation, split_off=None)
+
+    def _source(self) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels that the source has for training, in its order."""
+        if self.split_off is None:
+            return self.train.images, self.train.labels
+        images = np.empty((len(self.split_off), *self.image_shape), np.uint8)
+        labels = np.empty(len(self.split_off), np.int64)
+        for split, rows in ((self.train, ~self.split_off), (self.validation, self.split_off)):
+            images[rows], labels[rows] = split.images, split.labels
+        return images, labels
 
 
 def make_dataset(
@@ -324,9 +339,13 @@ def make_dataset(
             f"{name}: expected test images and their labels where training images have none (label {UNLABELLED}), got "
             "none; give test_images and test_labels in an .npz"
         )
+    split_off = None
     for split, limit in (("test", None), ("validation", 5000)):
         if split not in checked:
-            checked["train"], checked[split] = _split_off(name, *checked["train"], limit)
+            size = len(checked["train"][1])
+            size = min(round(0.1 * size), size if limit is None else limit)
+            checked["train"], checked[split], chosen = _split_off(name, *checked["train"], size)
+            split_off = chosen if split == "validation" else None
     labels = checked["train"][1]
     counts = np.bincount(labels[labels != UNLABELLED], minlength=len(class_names))
     if not counts.all():
@@ -336,29 +355,33 @@ def make_dataset(
     for split, (images, labels) in checked.items():
         images.flags.writeable = labels.flags.writeable = False
         splits[split] = Split(split, images, labels, len(class_names))
-    return Dataset(name, tuple(class_names), **splits)
+    return Dataset(name, tuple(class_names), **splits, split_off=split_off)
 
 
 def _split_off(
-    name: str, images: np.ndarray, labels: np.ndarray, limit: int | None
-) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Splits a tenth of each class off: `(kept, split off)`, each in the original order."""
-    size = min(round(0.1 * len(images)), len(images) if limit is None else limit)
+    name: str, images: np.ndarray, labels: np.ndarray, size: int
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """Splits off as many of each class, or of those without label if there are any: kept, split off, and which.
+
+    Each part is in the original order.
+    """
     if size == 0:
         raise ValueError(
             f"{name}: expected at least 10 images, of which a tenth is split off for validation and test, "
             f"got {len(images)}; add images, or give the splits yourself in an .npz"
         )
+    pool = labels == UNLABELLED if np.any(labels == UNLABELLED) else np.full(len(labels), True)
+    size = min(size, int(pool.sum()))
     # A share of each class, rounded so that they make up the size.
-    classes, counts = np.unique(labels, return_counts=True)
-    share = size * counts / len(labels)
+    classes, counts = np.unique(labels[pool], return_counts=True)
+    share = size * counts / pool.sum()
     quota = np.floor(share).astype(int)
     quota[np.argsort(quota - share, kind="stable")[: size - quota.sum()]] += 1
     generator = np.random.default_rng(0)
     chosen = np.zeros(len(images), bool)
     for label, count in zip(classes, quota, strict=True):
         chosen[generator.permutation(np.flatnonzero(labels == label))[:count]] = True
-    return (images[~chosen], labels[~chosen]), (images[chosen], labels[chosen])
+    return (images[~chosen], labels[~chosen]), (images[chosen], labels[chosen]), chosen
 
 
 def _checked_labels(name: str, labels: np.ndarray, size: int, num_classes: int, none_too: bool) -> np.ndarray:

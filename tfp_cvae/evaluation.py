@@ -120,9 +120,6 @@ def evaluate_run(run: Run, dataset: Dataset, config: EvaluationConfig | None = N
             f"dataset: expected the classes {expected}, as of the run, got {dataset.name} with {found}; give the data "
             "set that the run was trained on"
         )
-    if run.config.model == "m1" and run.config.num_labels:
-        # Its classifier is fitted again, on the same labels.
-        dataset = dataset.with_few_labels(run.config.num_labels, run.config.seed)
     result = evaluate(
         run.model(),
         dataset,

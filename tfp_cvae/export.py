@@ -120,11 +120,13 @@ def export_run(run: Run, base_path: str | os.PathLike[str], *, num_importance_sa
         card["evaluation"] = {
             name: value for name, value in evaluation.items() if name == "protocol" or "standard_error" in value
         }
+    cvae = run.model()
     return export_saved_model(
-        run.model(),
+        cvae,
         base_path,
         num_importance_samples=num_importance_samples,
-        class_probabilities=run.class_probabilities or None,
+        # A uniform p(y) is part of a model that learns without labels.
+        class_probabilities=None if isinstance(cvae, SemiSupervisedCVAE) else run.class_probabilities or None,
         card=card,
     )
 

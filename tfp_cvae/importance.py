@@ -20,8 +20,9 @@ from tensorflow_probability import distributions as tfd
 
 from tfp_cvae import checks, objectives
 from tfp_cvae.layers import PixelBias, clear_bijector_cache
-from tfp_cvae.model import CVAE, CVAEOutput
+from tfp_cvae.model import CVAE
 from tfp_cvae.noise import standard_normal
+from tfp_cvae.outputs import CVAEOutput
 
 # Samples drawn at once. A sample is a function of the image, the seed and its place in its block.
 SAMPLES_PER_BLOCK = 100

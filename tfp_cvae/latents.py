@@ -7,8 +7,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from tfp_cvae import objectives
-from tfp_cvae.model import CVAE, CVAEOutput
+from tfp_cvae.model import CVAE
 from tfp_cvae.noise import standard_normal
+from tfp_cvae.outputs import CVAEOutput
 
 _BATCH_SIZE = 500
 

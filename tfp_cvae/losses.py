@@ -68,7 +68,7 @@ class NegativeELBO(keras.losses.Loss):
 class NegativeIWAE(keras.losses.Loss):
     """Negative importance-weighted bound, -log 1/K sum_k w_k, with K the model's `num_samples`.
 
-    Source: Burda et al. 2015, eq. 8.
+    Source: Burda et al. 2015, eq. 8. Of a `SemiSupervisedCVAE`, q(y|x) has no part in it, and learns nothing.
 
     Args:
         **kwargs: Of `keras.losses.Loss`.
@@ -88,8 +88,10 @@ class SemiSupervisedNegativeELBO(NegativeELBO):
 
         loss = D + kl_weight * R - classification_weight * log q(y|x), the last where there is a label
 
-    With a label D + R is L(x,y) of the source, without it is U(x), both of which have p(y) in them; a batch of labelled
-    and unlabelled images is an estimate of eq. 9, in which each of the two is weighed by its share of the batch.
+    With a label D + R is L(x,y) of the source, without it is U(x), both of which have p(y) in them. As Keras takes the
+    mean over a batch, labelled images count by their share of it, l of B images, which may be more than their share of
+    the data, by which eq. 9 counts them. The weight alpha = 0.1 N of the source is a classification_weight of
+    0.1 B / l, if labelled images are few.
 
     Source: Kingma, Mohamed, Rezende and Welling 2014, eq. 6, 7 and 9.
 
@@ -105,7 +107,7 @@ class SemiSupervisedNegativeELBO(NegativeELBO):
 
     def __init__(
         self,
-        classification_weight: float = 1.0,
+        classification_weight: float = 30.0,
         kl_weight: float = 1.0,
         free_bits: float = 0.0,
         name: str = "semi_supervised_negative_elbo",

@@ -1,6 +1,5 @@
 """The conditional VAE as a Keras model, trained by stock `compile` and `fit`."""
 
-import dataclasses
 import math
 from typing import Any
 
@@ -14,44 +13,7 @@ from tfp_cvae.flows import CouplingFlow
 from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag
 from tfp_cvae.model_checks import CheckedModel, checked_network
 from tfp_cvae.noise import standard_normal, standard_normal_rows, threefry
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class CVAEOutput:
-    """What `CVAE.__call__` returns, and Keras hands to loss and metrics as `y_pred`.
-
-    As a tensor it is the mean image: pixel probabilities `[batch, height, width, channels]`.
-
-    Attributes:
-        posterior: q(z|x,y), batch shape `[batch]`, event shape `[latent_size]`.
-        prior: p(z|y), the same shapes.
-        latent: z_k ~ q(z|x,y), `[num_samples, batch, latent_size]` float32.
-        likelihood: p(x|z_k,y), batch shape `[num_samples, batch]`, event shape `[height, width, channels]`.
-    """
-
-    posterior: tfd.Distribution
-    prior: tfd.Distribution
-    latent: tf.Tensor
-    likelihood: tfd.Distribution
-
-    @property
-    def shape(self) -> tf.TensorShape:
-        """Static shape of the mean image."""
-        return self.latent.shape[1:2].concatenate(self.likelihood.event_shape)
-
-    @property
-    def dtype(self) -> tf.DType:
-        """Type of the mean image."""
-        return self.likelihood.dtype
-
-    def mean_image(self) -> tf.Tensor:
-        """Pixel probabilities, the mean over the latent samples: `[batch, height, width, channels]` float32."""
-        return tf.reduce_mean(self.likelihood.mean(), axis=0)
-
-
-tf.register_tensor_conversion_function(
-    CVAEOutput, lambda value, dtype=None, name=None, as_ref=False: value.mean_image()
-)
+from tfp_cvae.outputs import CVAEOutput
 
 
 @keras.saving.register_keras_serializable("tfp_cvae")

@@ -14,6 +14,8 @@ from tfp_cvae.batches import EpochCounter
 
 _KERAS_FORMAT_ONLY = "expected a name that ends in .keras, the format that keras.models.load_model reads again"
 
+_SUM_TOLERANCE = 1e-3
+
 
 class CheckedModel(keras.Model):
     """A model of images that checks what `fit`, `evaluate` and `predict` are given, and saves as `.keras` alone.
@@ -99,12 +101,12 @@ class CheckedModel(keras.Model):
                 "x: expected images that all have a label, got batches with some that have none; use a "
                 "SemiSupervisedCVAE (build_semi_supervised_cvae)"
             )
-        x = checked_dataset(x)
+        x = checked_dataset(x, self.takes_unlabelled)
         validation = kwargs.get("validation_data")
         if isinstance(validation, (tuple, list)):
             self._check_arrays(*validation[:2])
         elif validation is not None:
-            kwargs["validation_data"] = checked_dataset(validation)
+            kwargs["validation_data"] = checked_dataset(validation, self.takes_unlabelled)
         check_callbacks(callbacks)
         return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
@@ -113,7 +115,7 @@ class CheckedModel(keras.Model):
         # `fit` validates through this method too, with what it has checked itself.
         if "_use_cached_eval_dataset" not in kwargs:
             self._check_arrays(x, y)
-            x = checked_dataset(x)
+            x = checked_dataset(x, self.takes_unlabelled)
             check_callbacks(callbacks)
         return super().evaluate(x, y, *args, callbacks=callbacks, **kwargs)
 
@@ -172,8 +174,8 @@ class CheckedModel(keras.Model):
             if isinstance(array, (np.ndarray, tf.Tensor)):
                 checks.unit_interval(name, np.asarray(array), shape)
                 if name == "one_hot":
-                    labelled = np.asarray(array)
-                    checks.sum_to_one(name, labelled[np.any(labelled, axis=-1)] if self.takes_unlabelled else labelled)
+                    check = checks.one_hot_or_zero if self.takes_unlabelled else checks.sum_to_one
+                    check(name, np.asarray(array))
         return isinstance(arrays[0], (np.ndarray, tf.Tensor))
 
     def _check_arrays(self, x: Any, y: Any = None) -> None:
@@ -205,8 +207,11 @@ def checked_network(name: str, network: Any, first: str, *outputs: Any) -> tuple
     return shapes[0], (shapes[1][0] if len(shapes) == 2 else 0), last.event_shape
 
 
-def checked_dataset(data: Any) -> Any:
-    """A `tf.data.Dataset` that stops with an error at an input that is not in [0, 1]; anything else as it is."""
+def checked_dataset(data: Any, takes_unlabelled: bool = False) -> Any:
+    """A `tf.data.Dataset` that stops with an error at an input that is out of range; anything else as it is.
+
+    Images are to be in [0, 1], and rows of labels to be in [0, 1], too, and to sum to 1; or 0, if that is taken.
+    """
     if hasattr(data, "batches"):
         raise TypeError(f"x: expected batches, got {data!r}; use its method batches, as in batches(128)")
     # Batches of the training split, known by their `epochs`, are in [0, 1] as they are made.
@@ -217,12 +222,14 @@ def checked_dataset(data: Any) -> Any:
         assertions = []
         for name, tensor in zip(("image", "one_hot"), tf.nest.flatten(x), strict=False):
             hint = "divide grey values by 255, or binarize them" if name == "image" else "give one-hot rows"
+            expected = "values in [0, 1]" if name == "image" else "rows in [0, 1] that sum to 1"
             # Written so that NaN fails it.
             holds = tf.reduce_all((tensor >= 0) & (tensor <= 1))
+            if name == "one_hot":
+                sums = tf.reduce_sum(tensor, axis=-1)
+                holds &= tf.reduce_all((tf.abs(sums - 1) < _SUM_TOLERANCE) | (takes_unlabelled & (sums == 0)))
             extremes = [tf.reduce_min(tensor), "to", tf.reduce_max(tensor)]
-            assertions.append(
-                tf.debugging.Assert(holds, [f"{name}: expected values in [0, 1]; {hint}. Got:", *extremes])
-            )
+            assertions.append(tf.debugging.Assert(holds, [f"{name}: expected {expected}; {hint}. Got:", *extremes]))
         with tf.control_dependencies(assertions):
             return tf.nest.map_structure(tf.identity, (x, *rest))
 

@@ -26,7 +26,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
-from tfp_cvae.semi_supervised import SemiSupervisedOutput
+from tfp_cvae.outputs import SemiSupervisedOutput
 
 
 def rate(output: Any) -> tf.Tensor:

@@ -54,9 +54,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         ),
         "few-labels": Recipe(
             "M2 on images of which few have a label (--num-labels), in ten minutes on the full MNIST with two cores",
-            TrainConfig(
-                model="m2", width=300, latent_size=32, epochs=10, labelled_per_batch=8, classification_weight=30.0
-            ),
+            TrainConfig(model="m2", width=300, latent_size=32, epochs=10, labelled_per_batch=8, deformation=1.0),
             "MNIST, 100 labels: q(y|x) has 97.6% of the test images right, mean of 5 choices of the labels",
         ),
     }

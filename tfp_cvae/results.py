@@ -157,7 +157,8 @@ class Evaluation:
         distortion: -E_q[log p(x|z,y)].
         effective_sample_size: Of the importance weights, between 1 and K.
         log_p_x_given_y: Importance-weighted estimate of log p(x|y); None without classes.
-        log_p_x: log sum_y p(y) p(x|y) from the same samples, with p(y) the class frequencies of the training split.
+        log_p_x: log sum_y p(y) p(x|y) from the same samples, with p(y) the class frequencies of the training split;
+            of M2 uniform.
         bayes_accuracy: Accuracy of argmax_y log p(x|y) + log p(y); None without classes.
         label_posterior_accuracy: Accuracy of argmax_y q(y|x); None of a model that has all labels and no classifier.
         per_class: Results by name of the class; empty without classes.

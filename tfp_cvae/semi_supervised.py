@@ -1,7 +1,5 @@
 """The CVAE that learns from few labels: M2 of Kingma, Mohamed, Rezende and Welling 2014."""
 
-import dataclasses
-import math
 from typing import Any
 
 import numpy as np
@@ -11,84 +9,11 @@ from tensorflow_probability import distributions as tfd
 
 from tfp_cvae import augmentation, checks
 from tfp_cvae.layers import OneHotCategorical
-from tfp_cvae.model import CVAE, CVAEOutput
+from tfp_cvae.model import CVAE
 from tfp_cvae.model_checks import checked_network
+from tfp_cvae.outputs import CVAEOutput, SemiSupervisedOutput
 
 _CLASSIFIED_AT_ONCE = 1000
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class SemiSupervisedOutput:
-    """What `SemiSupervisedCVAE.__call__` returns, and Keras hands to loss and metrics as `y_pred`.
-
-    As a tensor it is the mean image, under the label of a labelled row, and under all labels as q(y|x) weighs them for
-    the others.
-
-    Attributes:
-        one_hot: Labels that were given, `[batch, num_classes]` float32; rows of zeros where none was.
-        label_posterior: q(y|x), `tfd.OneHotCategorical`, batch shape `[batch]`.
-        given_each_label: The output of the CVAE for each image given each label: a batch of `batch * num_classes` rows,
-            of which the row `i * num_classes + k` is image i with label k.
-    """
-
-    one_hot: tf.Tensor
-    label_posterior: tfd.Distribution
-    given_each_label: CVAEOutput
-
-    @property
-    def shape(self) -> tf.TensorShape:
-        """Static shape of the mean image."""
-        return self.one_hot.shape[:1].concatenate(self.given_each_label.shape[1:])
-
-    @property
-    def dtype(self) -> tf.DType:
-        """Type of the mean image."""
-        return self.given_each_label.dtype
-
-    def with_label_gradient(self, weight: tf.Tensor) -> "SemiSupervisedOutput":
-        """The same, through whose q(y|x) gradients flow back with a weight in [0, 1]."""
-        logits = self.label_posterior.logits_parameter()
-        logits = weight * logits + (1 - weight) * tf.stop_gradient(logits)
-        return dataclasses.replace(self, label_posterior=tfd.OneHotCategorical(logits, dtype=logits.dtype))
-
-    @property
-    def labelled(self) -> tf.Tensor:
-        """1 for a row with a label and 0 for one without, `[batch]` float32."""
-        return tf.reduce_sum(self.one_hot, axis=-1)
-
-    def label_weights(self) -> tf.Tensor:
-        """w(y): all on the label that was given, or q(y|x), `[batch, num_classes]` float32."""
-        return self.one_hot + (1 - self.labelled[:, tf.newaxis]) * self.label_posterior.mean()
-
-    def label_rate(self) -> tf.Tensor:
-        """KL(w(y) || p(y)) with the uniform p(y), `[batch]` float32, nats per image."""
-        return math.log(self.one_hot.shape[-1]) - (1 - self.labelled) * self.label_posterior.entropy()
-
-    def log_label_prior(self) -> tf.Tensor:
-        """Log p(y) of the labels that a row can have, and -infinity of the others, `[batch, num_classes]` float32."""
-        possible = self.one_hot + (1 - self.labelled[:, tf.newaxis])
-        return tf.math.log(possible) - math.log(self.one_hot.shape[-1])
-
-    def for_each_label(self, image: tf.Tensor) -> tf.Tensor:
-        """Images as the rows of `given_each_label`: `[batch * num_classes, height, width, channels]`."""
-        return tf.repeat(image, self.one_hot.shape[-1], axis=0)
-
-    def by_label(self, values: tf.Tensor) -> tf.Tensor:
-        """Values of the rows of `given_each_label`, `[batch * num_classes, ...]`, as `[batch, num_classes, ...]`."""
-        return tf.reshape(values, tf.concat([[-1, self.one_hot.shape[-1]], tf.shape(values)[1:]], axis=0))
-
-    def expectation(self, values: tf.Tensor) -> tf.Tensor:
-        """sum_y w(y) v(y) of values of the rows of `given_each_label`, `[batch * num_classes, ...]`: `[batch, ...]`."""
-        return tf.einsum("bk,bk...->b...", self.label_weights(), self.by_label(values))
-
-    def mean_image(self) -> tf.Tensor:
-        """Pixel probabilities, the mean over labels and latent samples: `[batch, height, width, channels]` float32."""
-        return self.expectation(self.given_each_label.mean_image())
-
-
-tf.register_tensor_conversion_function(
-    SemiSupervisedOutput, lambda value, dtype=None, name=None, as_ref=False: value.mean_image()
-)
 
 
 @keras.saving.register_keras_serializable("tfp_cvae")
@@ -107,8 +32,8 @@ class SemiSupervisedCVAE(CVAE):
         prior: As of `CVAE`.
         num_samples: As of `CVAE`, for each label.
         seed: As of `CVAE`, and of the augmentation.
-        deformation: Strength, >= 0, at which the image that q(y|x) sees in training is moved and bent
-            (`augmentation.random_affine`); 0 for not at all. The bound stays one, as q is any distribution of y.
+        deformation: Strength, >= 0, at which the image that q(y|x) sees in training is moved and slanted
+            (`augmentation.random_affine`); 0 for not at all. The bound stays one, as q may be any distribution of y.
         **kwargs: Of `keras.Model`.
 
     Raises:
@@ -126,7 +51,7 @@ class SemiSupervisedCVAE(CVAE):
         prior: keras.Model | None = None,
         num_samples: int = 1,
         seed: int = 0,
-        deformation: float = 1.0,
+        deformation: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(encoder, decoder, prior, num_samples, seed, **kwargs)
@@ -151,7 +76,7 @@ class SemiSupervisedCVAE(CVAE):
         """
         return self.classifier(image)
 
-    def classify(self, image: Any) -> np.ndarray:
+    def classify_fast(self, image: Any) -> np.ndarray:
         """Classifies images by q(y|x).
 
         Args:
@@ -165,8 +90,9 @@ class SemiSupervisedCVAE(CVAE):
         """
         image = np.asarray(image, np.float32)
         checks.unit_interval("image", image, self.image_shape)
-        parts = np.split(image, range(_CLASSIFIED_AT_ONCE, len(image), _CLASSIFIED_AT_ONCE))
-        return np.concatenate([self.label_posterior(part).mean().numpy() for part in parts])
+        parts = [image[start : start + _CLASSIFIED_AT_ONCE] for start in range(0, len(image), _CLASSIFIED_AT_ONCE)]
+        none = np.zeros([0, self.num_classes], np.float32)
+        return np.concatenate([none, *(self.label_posterior(part).mean().numpy() for part in parts)])
 
     def call(self, inputs: Any, training: bool = False) -> SemiSupervisedOutput:  # type: ignore[override]
         """Classifies, and encodes, samples and decodes under each label; what `fit` and `evaluate` run.

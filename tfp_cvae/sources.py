@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tfp_cvae.archive import check_decoded_size, file_size, load_arrays, one_line
+from tfp_cvae.config import TrainConfig
 from tfp_cvae.data import UNLABELLED, Dataset, make_dataset
 
 EMBEDDED = "mnist5k"
@@ -85,6 +86,24 @@ def _load(name_or_path: str | os.PathLike[str]) -> Dataset:
     else:
         expected = f"{EMBEDDED}, a TFDS name, an .npz file or a folder of classes"
     raise ValueError(f"dataset: expected {expected}, got {one_line(repr(name))}; see tfp-cvae datasets")
+
+
+def load_training_data(config: TrainConfig) -> Dataset:
+    """Loads the data set of a training, without the labels that nothing may see.
+
+    Args:
+        config: Settings of the training.
+
+    Returns:
+        `load_dataset(config.dataset)`; with `num_labels`, `Dataset.with_few_labels` of it.
+
+    Raises:
+        TypeError: If images or labels are of the wrong kind.
+        ValueError: If there is no such data set, or it has not as many labels.
+        ConnectionError: If a data set would have to be downloaded and there is no connection.
+    """
+    dataset = load_dataset(config.dataset)
+    return dataset if config.num_labels is None else dataset.with_few_labels(config.num_labels, config.seed)
 
 
 def list_datasets() -> list[tuple[str, str]]:

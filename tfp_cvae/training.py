@@ -33,7 +33,7 @@ from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate, 
 from tfp_cvae.memory import keep_freed_memory
 from tfp_cvae.model import CVAE
 from tfp_cvae.run import Run, check_free, held_out_protocol, holds_run, versions
-from tfp_cvae.sources import load_dataset
+from tfp_cvae.sources import load_training_data
 
 _STEPS_PER_EXECUTION = 50
 _XLA_PAYS_FROM_STEPS = 1000
@@ -140,10 +140,7 @@ def _assist(path: pathlib.Path, config: TrainConfig, strategy: tf.distribute.Str
 
 
 def _load(config: TrainConfig) -> Dataset:
-    """The data set, without the labels that nothing may see."""
-    dataset = load_dataset(config.dataset)
-    if config.num_labels is not None:
-        dataset = dataset.with_few_labels(config.num_labels, config.seed)
+    dataset = load_training_data(config)
     if config.model == "cvae" and config.conditional and dataset.train.has_unlabelled():
         raise ValueError(
             f"model: expected m2 for {dataset.name}, in which some images have no label, got cvae; pass --model m2"
@@ -173,6 +170,11 @@ def _check_can_train(config: TrainConfig, dataset: Dataset, strategy: tf.distrib
         raise ValueError(
             f"batch_size: expected at most {len(dataset.train)}, the number of training images, "
             f"got {config.batch_size}; lower it (--batch-size)"
+        )
+    if not _steps_per_epoch(config, dataset):
+        raise ValueError(
+            f"batch_size: expected no more images without label in a batch than there are, got {config.batch_size} in "
+            "all; lower it (--batch-size), or have more labelled ones (--labelled-per-batch)"
         )
     if config.tensorboard and not importlib.util.find_spec("tensorboard"):
         raise ValueError(
@@ -286,8 +288,8 @@ def compile_model(cvae: CVAE, config: TrainConfig, steps_per_epoch: int) -> None
         loss=loss,
         metrics=[ELBO(), Rate(), Distortion()],
         # XLA fuses the element-wise part of dense networks, which pays for the seconds that it compiles only after some
-        # steps; on a CPU its convolutions are slower than TensorFlow's, and it cannot sum over replicas, nor move the
-        # images that q(y|x) sees.
+        # steps; on a CPU its convolutions, which q(y|x) has, too, are slower than TensorFlow's, and it cannot sum over
+        # replicas.
         jit_compile=config.network != "conv"
         and config.model == "cvae"
         and steps_per_epoch * config.epochs >= _XLA_PAYS_FROM_STEPS
