@@ -3,7 +3,7 @@
     python benchmarks/few_labels.py RUN ...
 
 A row for each run: the error of q(y|x); that of Bayes' rule with K importance samples, on some of the test
-images; and that of the same classifier trained on the labelled images alone, moved and bent likewise. In percent.
+images; and that of the same classifier trained on the labelled images alone, moved and slanted likewise. In percent.
 """
 
 import argparse
@@ -18,8 +18,9 @@ commands.import_tensorflow_quietly()
 import tensorflow as tf  # noqa: E402
 import tf_keras as keras  # noqa: E402
 
-from tfp_cvae import augmentation, likelihood_under_each_label, load_dataset, networks  # noqa: E402
+from tfp_cvae import augmentation, likelihood_under_each_label, networks  # noqa: E402
 from tfp_cvae.run import Run  # noqa: E402
+from tfp_cvae.sources import load_training_data  # noqa: E402
 
 COLUMNS = (
     "run",
@@ -47,7 +48,9 @@ def main():
     for path in given.runs:
         run = Run.load(path)
         config = run.config
-        data = load_dataset(config.dataset).with_few_labels(config.num_labels, config.seed)
+        if config.model != "m2" or config.num_labels is None:
+            parser.error(f"{path}: expected a run of --model m2 with --num-labels")
+        data = load_training_data(config)
         image, label = data.test.binarized(config.binarization), data.test.labels
         m2 = run.model()
         chosen = np.sort(np.random.default_rng(0).permutation(len(label))[: given.num_images])
@@ -60,7 +63,7 @@ def main():
                 config.epochs,
                 round(sum(row["seconds"] for row in run.history())),
                 percent(m2.classify_fast(image).argmax(axis=1) != label),
-                percent(supervised(data, given.steps, config.seed).predict(image, verbose=0).argmax(axis=1) != label),
+                percent(supervised(data, config, given.steps).predict(image, verbose=0).argmax(axis=1) != label),
                 percent(likelihood.blind.argmax(axis=1) != label[chosen]),
                 len(chosen),
                 given.num_importance_samples,
@@ -69,22 +72,25 @@ def main():
         sys.stdout.flush()
 
 
-def supervised(data, steps, seed):
+def supervised(data, config, steps):
     """The classifier of M2, trained on the labelled images alone."""
+    seed = config.seed
     keras.utils.set_random_seed(seed)
     classifier = networks.convolutional_classifier(data.image_shape, data.num_classes)
     labelled = data.train.labelled()
-    batches = labelled.batches(min(128, len(labelled)), seed=seed, drop_remainder=True).repeat()
+    batches = labelled.batches(
+        min(config.batch_size, len(labelled)), binarization=config.binarization, seed=seed, drop_remainder=True
+    ).repeat()
 
     def bent(index, batch):
         (image, one_hot), _ = batch
         noise = tf.random.stateless_normal(
             [tf.shape(image)[0], augmentation.NUM_RANDOM], [seed, tf.cast(index, tf.int32)]
         )
-        return augmentation.random_affine(image, noise), one_hot
+        return augmentation.random_affine(image, config.deformation * noise), one_hot
 
     classifier.compile(
-        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, steps)),
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)),
         keras.losses.CategoricalCrossentropy(),
     )
     classifier.fit(batches.enumerate().map(bent), steps_per_epoch=steps, verbose=0)
