@@ -49,7 +49,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         ),
         "m1": Recipe(
             "M1 for comparison: a plain VAE, and a linear classifier of the images that have a label (--num-labels)",
-            TrainConfig(model="m1", conditional=False, latent_size=50, epochs=30),
+            TrainConfig(model="m1", conditional=False, latent_size=50, epochs=10),
             "MNIST, 100 labels: q(y|x) has ?% of the test images right",
         ),
         "few-labels": Recipe(

@@ -30,7 +30,7 @@ PAGES = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.
 TEXT = PAGES["serving"]
 
 # The blocks of these are run in order, each page in one process; those of serving.md need its export, and come below.
-WITH_PYTHON = ("concepts", "data", "evaluation", "index", "reliability", "results", "training", "workers")
+WITH_PYTHON = ("concepts", "data", "evaluation", "few_labels", "index", "reliability", "results", "training", "workers")
 
 
 def blocks(language, text=TEXT):

@@ -120,6 +120,13 @@ def test_four_workers_are_as_one(folder):
     assert_close(crash.result(folder / "four"), crash.result(folder / "one"))
 
 
+def test_two_workers_learn_from_few_labels_as_one(folder):
+    few = ["--model", "m2", "--num-labels", "6", "--labelled-per-batch", "4", "--deformation", "1"]
+    assert main(words(folder, "few", *few)) == 0
+    finish(start(2, folder, "two-few", *few))
+    assert_close(crash.result(folder / "two-few"), crash.result(folder / "few"))
+
+
 @pytest.mark.parametrize(("victim", "again"), [(0, 2), (1, 2), (1, 1)], ids=["the chief", "another", "and one goes on"])
 def test_a_killed_worker(folder, two, victim, again):
     """The others end with one line, and after a new start the result is that of workers nobody has killed."""
