@@ -50,14 +50,22 @@ def test_what_they_reached_is_in_the_results():
             word: statistics.mean(float(measured[run][column]) for run in runs) for word, column in columns.items()
         }
         assert all(int(measured[run]["recipe_epochs"]) == RECIPES[name].config.epochs for run in runs)
+    with (RESULTS / "few-labels.csv").open(newline="") as lines:
+        few = list(csv.DictReader(lines))
+    for name, begin in {"few-labels": "m2-100-", "m1": "m1-100-"}.items():
+        errors = [float(row["label_posterior"]) for row in few if row["run"].startswith(begin)]
+        assert len(errors) == 5
+        expected[name] = {"right": 100 - statistics.mean(errors)}
     for name, found in RECIPES.items():
         said = dict(re.findall(r"(ELBO|log p\(x\|y\)|log p\(x\)) (-\d+\.\d)", found.reached))
-        said.update({word: number for number, word in re.findall(r"([\d.]+)% (right)", found.reached)})
+        said.update(
+            {word: number for number, word in re.findall(r"([\d.]+)% (?:of the test images )?(right)", found.reached)}
+        )
         assert said == {word: f"{value:.1f}" for word, value in expected[name].items()}
 
 
 @pytest.mark.parametrize("arguments", [["train", "--recipe", "bets"], ["train", "--recipe=bets"]])
 def test_a_name_that_does_not_exist(arguments, capsys):
     assert cli.main(arguments) == 2
-    expected = "error: recipe: expected one of default, homework, ten-minutes, best, got 'bets'\n"
+    expected = "error: recipe: expected one of default, homework, ten-minutes, best, m1, few-labels, got 'bets'\n"
     assert capsys.readouterr().err == expected
