@@ -19,6 +19,7 @@ import tensorflow as tf  # noqa: E402
 import tf_keras as keras  # noqa: E402
 
 from tfp_cvae import augmentation, likelihood_under_each_label, networks  # noqa: E402
+from tfp_cvae.classification import label_posterior_accuracy  # noqa: E402
 from tfp_cvae.run import Run  # noqa: E402
 from tfp_cvae.sources import load_training_data  # noqa: E402
 
@@ -50,22 +51,20 @@ def main():
         config = run.config
         if config.num_labels is None:
             parser.error(f"{path}: expected a run with --num-labels")
-        right = run.evaluation()["label_posterior_accuracy"]["mean"]
+        data, cvae = load_training_data(config), run.model()
+        image, label = data.test.binarized(config.binarization), data.test.labels
+        right = label_posterior_accuracy(cvae, data.train, image, label, config.binarization).mean
         seconds = round(sum(row["seconds"] for row in run.history()))
         row = [run.path.name, config.num_labels, config.seed, config.epochs, seconds, percent(1 - right)]
-        table.writerow(row + (compared(run, given) if config.model == "m2" else []))
+        if config.model == "m2":
+            alone = supervised(data, config, given.steps).predict(image, verbose=0).argmax(axis=1)
+            chosen = np.sort(np.random.default_rng(0).permutation(len(label))[: given.num_images])
+            likelihood = likelihood_under_each_label(cvae, image[chosen], num_samples=given.num_importance_samples)
+            by_bayes = likelihood.blind.argmax(axis=1)
+            row += [percent(alone != label), percent(by_bayes != label[chosen])]
+            row += [len(chosen), given.num_importance_samples]
+        table.writerow(row)
         sys.stdout.flush()
-
-
-def compared(run, given):
-    """Errors of labels alone and of Bayes' rule, with number of images and K."""
-    data = load_training_data(run.config)
-    image, label = data.test.binarized(run.config.binarization), data.test.labels
-    alone = supervised(data, run.config, given.steps).predict(image, verbose=0).argmax(axis=1)
-    chosen = np.sort(np.random.default_rng(0).permutation(len(label))[: given.num_images])
-    likelihood = likelihood_under_each_label(run.model(), image[chosen], num_samples=given.num_importance_samples)
-    by_bayes = likelihood.blind.argmax(axis=1)
-    return [percent(alone != label), percent(by_bayes != label[chosen]), len(chosen), given.num_importance_samples]
 
 
 def supervised(data, config, steps):

@@ -40,7 +40,22 @@ def test_configuration_needs_no_tensorflow():
         ({"num_labels": 100}, ValueError, "num_labels: expected none with the model cvae, got 100; pass --model m2"),
         ({"model": "m1"}, ValueError, "conditional: expected False with m1, a plain VAE, got True; pass --no-cond"),
         ({"model": "m2", "num_labels": 0}, ValueError, "num_labels: expected an integer >= 1, got 0"),
-        ({"model": "m2", "objective": "iwae"}, ValueError, "model: expected conditional and the objective elbo"),
+        (
+            {"model": "m2", "objective": "iwae"},
+            ValueError,
+            "model: expected m2 to be conditional, with the objective elbo, got another",
+        ),
+        ({"model": "m2", "conditional": False}, ValueError, "got --no-conditional; leave it out"),
+        (
+            {"model": "m2", "epochs": 1},
+            ValueError,
+            "label_warmup_epochs: expected less than epochs, 1, got 1; train longer",
+        ),
+        (
+            {"deformation": 0.5},
+            ValueError,
+            "deformation: expected 0.0, its default, with the model cvae, got 0.5; pass",
+        ),
         ({"model": "m2", "deformation": -1}, ValueError, "deformation: expected a number >= 0, got -1"),
         ({"objective": "iwae", "kl_weight": 0.5}, ValueError, "objective: expected elbo with kl_weight"),
     ],

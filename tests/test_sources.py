@@ -125,7 +125,7 @@ def test_mistakes(tmp_path):
         (tmp_path / "broken.npz", "broken.npz: expected an .npz file of plain arrays, got an unreadable one"),
         (
             tmp_path / "far.npz",
-            "labels: expected 0 to the number of classes - 1, with an image of each, got 0 to 60000000",
+            "labels: expected 0 to the number of classes - 1, with an image of each, or -1 for none, got 0 to 60000000",
         ),
         (tmp_path / "absent.npz", "expected an existing .npz file"),
         (tmp_path / "flat", "expected a subfolder of pictures for each class, got no subfolder"),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
-from tfp_cvae import distribution
+from tfp_cvae import checks, distribution
 from tfp_cvae.atomic import write_atomically
 
 HISTORY_COLUMNS = (
@@ -60,11 +60,15 @@ class LabelWarmUp(keras.callbacks.Callback):
 
     Args:
         epochs: Epochs until all of the gradient is taken: 0 in the first, 1/epochs in the second; >= 1.
+
+    Raises:
+        TypeError: If `epochs` is not an integer.
+        ValueError: If `epochs` is less than 1.
     """
 
     def __init__(self, epochs: int = 1) -> None:
         super().__init__()
-        self.epochs = epochs
+        self.epochs = checks.integer("epochs", epochs, 1)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         weight = getattr(self.model.loss, "label_gradient", None)

@@ -101,9 +101,9 @@ def one_hot_or_zero(name: str, value: np.ndarray) -> None:
     """Checks that each row is one-hot, or zero, for no label."""
     good = np.all((value == 0) | (value == 1), axis=-1) & (value.sum(axis=-1) <= 1)
     if not np.all(good):
-        row = int(np.argmin(good))
         raise ValueError(
-            f"{name}: expected one-hot rows, or zeros for no label, got {value[row].tolist()} in row {row}"
+            f"{name}: expected rows that are one-hot, or 0 for no label, got another in row {int(np.argmin(good))}; "
+            "give 0 where a label is not certain"
         )
 
 

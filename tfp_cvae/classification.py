@@ -1,6 +1,7 @@
 """Classification by Bayes' rule, from log p(x|y) alone: accuracy, confusion and calibration; and by q(y|x)."""
 
 import numpy as np
+from sklearn.linear_model import LogisticRegression
 
 from tfp_cvae import latents
 from tfp_cvae.config import Binarization
@@ -60,7 +61,9 @@ def label_posterior_accuracy(
         return Estimate.of(np.argmax(cvae.classify_fast(image), axis=-1) == label)
     labelled = train.labelled()
     known = latents.posterior_mean(cvae, labelled.binarized(binarization))
-    return Estimate.of(latents.linear_probe((known, labelled.labels), (latents.posterior_mean(cvae, image), label)))
+    # Without scaling: a latent that tells nothing has means of little variance, and would be all noise with more.
+    regression = LogisticRegression(max_iter=1000).fit(known, labelled.labels)
+    return Estimate.of(regression.predict(latents.posterior_mean(cvae, image)) == label)
 
 
 def _selective_accuracy(log_joint: np.ndarray, correct: np.ndarray) -> list[list[float]]:

@@ -117,15 +117,22 @@ class TrainConfig:
             raise ValueError(f"num_labels: expected none with the model cvae, got {self.num_labels}; pass --model m2")
         for name in ("labelled_per_batch", "classification_weight", "label_warmup_epochs", "deformation"):
             if self.model != "m2" and getattr(self, name) != getattr(type(self), name):
-                raise ValueError(f"{name}: expected its default with the model {self.model}, as it is one of m2")
+                raise ValueError(
+                    f"{name}: expected {getattr(type(self), name)}, its default, with the model {self.model}, got "
+                    f"{getattr(self, name)}; pass --model m2"
+                )
         if self.model == "m2" and self.label_warmup_epochs >= self.epochs:
             raise ValueError(
-                f"label_warmup_epochs: expected less than epochs, {self.epochs}, got {self.label_warmup_epochs}"
+                f"label_warmup_epochs: expected less than epochs, {self.epochs}, got {self.label_warmup_epochs}; "
+                "train longer (--epochs) or lower it (--label-warmup-epochs)"
             )
         if self.model == "m1" and self.conditional:
             raise ValueError("conditional: expected False with m1, a plain VAE, got True; pass --no-conditional")
         if self.model == "m2" and not (self.conditional and self.objective == "elbo"):
-            raise ValueError("model: expected conditional and the objective elbo with m2, got others")
+            raise ValueError(
+                "model: expected m2 to be conditional, with the objective elbo, got "
+                + ("another objective; pass --objective elbo" if self.conditional else "--no-conditional; leave it out")
+            )
         if self.kl_warmup_epochs > self.epochs:
             raise ValueError(f"kl_warmup_epochs: expected at most epochs, {self.epochs}, got {self.kl_warmup_epochs}")
         if self.prior != "standard" and not self.conditional:

@@ -183,8 +183,8 @@ class Split:
         number = max(1, batch_size // 16, in_all) if given is None else checks.integer("labelled_per_batch", given, 1)
         if number >= batch_size:
             raise ValueError(
-                f"labelled_per_batch: expected less than batch_size, {batch_size}, got {number}; the others "
-                "of a batch have none"
+                f"labelled_per_batch: expected less than batch_size, {batch_size}, got {number}; the other "
+                "images of a batch have no label"
             )
         return number
 
@@ -272,10 +272,16 @@ class Dataset:
             if label != UNLABELLED and missing[label]:
                 labels[index] = label
                 missing[label] -= 1
-        if rest or missing.any():
+        if rest:
             raise ValueError(
-                f"num_labels: expected a multiple of {self.num_classes}, the number of classes, and as many images "
-                f"with a label, got {num_labels}"
+                f"num_labels: expected a multiple of {self.num_classes}, as many of each class, got {num_labels}"
+            )
+        if missing.any():
+            scarce = int(np.argmax(missing))
+            found = share - missing[scarce]
+            raise ValueError(
+                f"num_labels: expected at most {found * self.num_classes}, as there are {found} training images with "
+                f"the label {self.class_names[scarce]}, got {num_labels}"
             )
         held_out = self.validation.images, np.full_like(self.validation.labels, UNLABELLED)
         if self.split_off is not None:
@@ -350,7 +356,9 @@ def make_dataset(
     counts = np.bincount(labels[labels != UNLABELLED], minlength=len(class_names))
     if not counts.all():
         missing = class_names[int(np.argmin(counts))]
-        raise ValueError(f"{name}: expected at least one training image of each class, got none of {missing!r}")
+        raise ValueError(
+            f"{name}: expected at least one training image of each class, got none of {missing!r} with its label"
+        )
     splits = {}
     for split, (images, labels) in checked.items():
         images.flags.writeable = labels.flags.writeable = False

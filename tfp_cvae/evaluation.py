@@ -236,7 +236,7 @@ def _sample_quality(
 
     def classifier(what: str, images: np.ndarray) -> keras.Model:
         if verbose:
-            print(f"classifier on {what}: {len(images):,} images, {config.classifier_epochs} epochs", flush=True)
+            print(f"classifier on {what}: {len(images):,} images", flush=True)
         return recognition.train_classifier(
             images, labels, cvae.num_classes, epochs=config.classifier_epochs, seed=config.seed, verbose=verbose
         )

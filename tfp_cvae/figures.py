@@ -65,7 +65,7 @@ def save_samples(run: Run, label: str | None, count: int, seed: int, path: pathl
     checks.integer("count", count, 1)
     pictures.check(path)
     number = _class_number(run, label)
-    images = run.model().generate(None if number is None else [number] * count, seed).numpy()
+    images = run.model().generate(None if number is None else [number] * count, seed + np.arange(count)).numpy()
     name = "" if number is None else f", class {run.class_names[number]}"
     pictures.save_samples(images, f"{run.config.dataset}{name}: seeds {seed} to {seed + count - 1}", path)
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from tfp_cvae import objectives
+from tfp_cvae.outputs import SemiSupervisedOutput
 
 
 @keras.saving.register_keras_serializable("tfp_cvae")
@@ -128,7 +129,15 @@ class SemiSupervisedNegativeELBO(NegativeELBO):
 
         Returns:
             `[batch]` float32, nats per image.
+
+        Raises:
+            TypeError: If the output is that of another model.
         """
+        if not isinstance(y_pred, SemiSupervisedOutput):
+            raise TypeError(
+                "loss: expected a SemiSupervisedCVAE (build_semi_supervised_cvae) for SemiSupervisedNegativeELBO, got "
+                f"the output {type(y_pred).__name__} of another model; use NegativeELBO for a CVAE"
+            )
         bound = super().call(y_true, y_pred.with_label_gradient(self.label_gradient))
         return bound + self.classification_weight * objectives.label_surprise(y_pred)
 

@@ -11,6 +11,7 @@ _BATCH_SIZE = 128
 _GENERATED_AT_ONCE = 500
 _SHIFT = 0.08
 _MIN_STEPS = 200
+_SHOWN_EPOCHS = 20
 
 
 def train_classifier(
@@ -26,7 +27,7 @@ def train_classifier(
         num_classes: Number of classes.
         epochs: Passes over the images; more of them over few images, for at least 200 steps.
         seed: Seed of weights, order and dropout.
-        verbose: As for `fit`.
+        verbose: As for `fit`, up to 20 epochs.
 
     Returns:
         Model from image `[n, height, width, channels]` float32 in [0, 1] to logits `[n, num_classes]`.
@@ -54,7 +55,10 @@ def train_classifier(
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    classifier.fit(images, labels, batch_size=_BATCH_SIZE, epochs=epochs, verbose=verbose)
+    # Of few images there are hundreds of epochs, of which nobody wants to see each.
+    classifier.fit(
+        images, labels, batch_size=_BATCH_SIZE, epochs=epochs, verbose=verbose if epochs <= _SHOWN_EPOCHS else 0
+    )
     return classifier
 
 

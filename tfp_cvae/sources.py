@@ -147,10 +147,12 @@ def _load_npz(path: pathlib.Path) -> Dataset:
         countable = np.issubdtype(labels.dtype, np.integer) and labels.ndim == 1 and labels.size
         if countable and not UNLABELLED <= labels.min() <= labels.max() < len(labels):
             raise ValueError(
-                f"{name}: labels: expected 0 to the number of classes - 1, with an image of each, "
+                f"{name}: labels: expected 0 to the number of classes - 1, with an image of each, or -1 for none, "
                 f"got {labels.min()} to {labels.max()} for {len(labels)} images"
             )
-        class_names = [str(label) for label in range(max(1, int(labels.max()) + 1) if countable else 1)]
+        if countable and labels.max() == UNLABELLED:
+            raise ValueError(f"{name}: labels: expected some of the training images to have one, got none that has")
+        class_names = [str(label) for label in range(int(labels.max()) + 1 if countable else 1)]
     return make_dataset(name, class_names, **pairs)
 
 

@@ -106,6 +106,8 @@ def _lead(
         _check_can_train(config, dataset, strategy)
         if config.binarization == "none" and verbose:
             print("The bounds below are on grey images: not comparable with bounds on binary images.")
+        if config.model == "m2" and not dataset.train.has_unlabelled() and verbose:
+            print("All training images have a label: --num-labels keeps a few.")
         path.mkdir(parents=True, exist_ok=True)
         with locked(path):
             # Again, as another process may have been here meanwhile.
@@ -143,7 +145,7 @@ def _load(config: TrainConfig) -> Dataset:
     dataset = load_training_data(config)
     if config.model == "cvae" and config.conditional and dataset.train.has_unlabelled():
         raise ValueError(
-            f"model: expected m2 for {dataset.name}, in which some images have no label, got cvae; pass --model m2"
+            f"model: expected m1 or m2 for {dataset.name}, where some images have no label, got cvae; pass --model m2"
         )
     return dataset
 
