@@ -63,7 +63,7 @@ def main():
             by_bayes = likelihood.blind.argmax(axis=1)
             row += [percent(alone != label), percent(by_bayes != label[chosen])]
             row += [len(chosen), given.num_importance_samples]
-        table.writerow(row)
+        table.writerow(row + [""] * (len(COLUMNS) - len(row)))
         sys.stdout.flush()
 
 

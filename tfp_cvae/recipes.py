@@ -50,12 +50,12 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "m1": Recipe(
             "M1 for comparison: a plain VAE, and a linear classifier of the images that have a label (--num-labels)",
             TrainConfig(model="m1", conditional=False, latent_size=50, epochs=10),
-            "MNIST, 100 labels: q(y|x) has ?% of the test images right",
+            "MNIST, 100 labels: it has 71.9% of the test images right, mean of 5 choices of the labels",
         ),
         "few-labels": Recipe(
             "M2 on images of which few have a label (--num-labels), in ten minutes on the full MNIST with two cores",
             TrainConfig(model="m2", width=300, latent_size=32, epochs=10, labelled_per_batch=8, deformation=1.0),
-            "MNIST, 100 labels: q(y|x) has 97.6% of the test images right, mean of 5 choices of the labels",
+            "MNIST, 100 labels: q(y|x) has 97.4% of the test images right, mean of 5 choices of the labels",
         ),
     }
 )
