@@ -312,7 +312,7 @@ def test_a_mixture_of_classes_is_a_label(cvae, batch):
         ((IMAGE + 2, ONE_HOT), "image: expected values in .0, 1.; divide grey values by 255"),
         ((np.uint8(IMAGE + 255), ONE_HOT), "image: expected values in .0, 1.; divide grey values by 255"),
         ((IMAGE - np.nan, ONE_HOT), "image: expected values in .0, 1.; divide grey values by 255"),
-        ((IMAGE, ONE_HOT - np.nan), "one_hot: expected values in .0, 1.; give one-hot rows"),
+        ((IMAGE, ONE_HOT - np.nan), "one_hot: expected rows in .0, 1. that sum to 1; give one-hot rows"),
     ],
 )
 @pytest.mark.parametrize("method", ["fit", "evaluate"])
