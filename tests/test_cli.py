@@ -114,6 +114,19 @@ def test_generate(run_folder, tmp_path, capsys):
     assert PIL.Image.open(picture).size[0] > 300
 
 
+def test_generate_without_classes(npz, tmp_path, capsys):
+    run = str(tmp_path / "vae")
+    settings = ["--epochs", "1", "--width", "16", "--latent-size", "4", "--batch-size", "32"]
+    assert main(["train", "--dataset", str(npz), "--no-conditional", "--output", run, *settings]) == 0
+    for count in (1, 3):
+        arguments = ["--count", str(count), "--seed", "2", "--output", str(tmp_path / f"{count}.png")]
+        assert main(["generate", run, *arguments]) == 0
+    assert capsys.readouterr().out.endswith(f"3 images, seeds 2 to 4: {tmp_path / '3.png'}\n")
+    # Images of an untrained model are grey, on white.
+    grey = [np.sum(np.array(PIL.Image.open(tmp_path / f"{count}.png").convert("L")) < 200) for count in (1, 3)]
+    assert grey[1] > 2 * grey[0]
+
+
 def test_plot(run_folder, capsys):
     for path in (run_folder / "figures").iterdir():
         path.unlink()
