@@ -20,7 +20,7 @@ from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
 from tfp_cvae import cli
-from tfp_cvae.build import build_cvae
+from tfp_cvae.build import build_semi_supervised_cvae
 from tfp_cvae.commands import Train
 from tfp_cvae.config import TrainConfig
 from tfp_cvae.export import export_saved_model
@@ -47,10 +47,10 @@ def commands(program, text=TEXT):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with the export that the page speaks of."""
+    """A folder with the export that the page speaks of, of a model that has all signatures."""
     path = tmp_path_factory.mktemp("docs")
     keras.utils.set_random_seed(0)
-    export_saved_model(build_cvae((8, 8, 1), 10, 4, width=8), path / "serving" / "cvae")
+    export_saved_model(build_semi_supervised_cvae((8, 8, 1), 10, 4, width=8), path / "serving" / "cvae")
     return path
 
 
