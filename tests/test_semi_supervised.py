@@ -420,9 +420,8 @@ def test_images_without_label_teach():
         model.fit(batches, epochs=epochs, callbacks=[LabelWarmUp(4)], verbose=0)
         found = np.argmax(model.classify_fast(data.test.binarized()), axis=1)
         accuracies.append(np.mean(found == data.test.labels))
-    # Standard errors of 300 images are 0.024 and 0.013.
-    assert accuracies[0] < 0.85
-    assert accuracies[1] > 0.9
+    # 0.78 and 0.95; with other initial weights 0.84 to 0.89 and 0.91 to 0.95. The standard error of one is 0.02.
+    assert accuracies[1] > accuracies[0] + 0.05
 
 
 def test_m1_reads_the_latent_of_a_plain_vae(tmp_path):
