@@ -77,7 +77,7 @@ def supervised(data, config, steps):
         min(config.batch_size, len(labelled)), binarization=config.binarization, seed=seed, drop_remainder=True
     ).repeat()
 
-    def bent(index, batch):
+    def deformed(index, batch):
         (image, one_hot), _ = batch
         noise = tf.random.stateless_normal(
             [tf.shape(image)[0], augmentation.NUM_RANDOM], [seed, tf.cast(index, tf.int32)]
@@ -88,7 +88,7 @@ def supervised(data, config, steps):
         keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)),
         keras.losses.CategoricalCrossentropy(),
     )
-    classifier.fit(batches.enumerate().map(bent), steps_per_epoch=steps, verbose=0)
+    classifier.fit(batches.enumerate().map(deformed), steps_per_epoch=steps, verbose=0)
     return classifier
 
 

@@ -1,8 +1,6 @@
 """M2 against the CVAE, a sum over labels in NumPy, and a model whose log-likelihood is known in closed form."""
 
 import dataclasses
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -354,48 +352,6 @@ def test_it_is_evaluated(m2, dataset):
     assert few.label_posterior_accuracy == result.label_posterior_accuracy
 
 
-MIRRORED = """
-import sys
-
-import numpy as np
-import tensorflow as tf
-import tf_keras as keras
-
-import tfp_cvae
-from tfp_cvae import distribution
-
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-)
-data = tfp_cvae.load_dataset(sys.argv[1]).with_few_labels(12)
-
-
-def train(strategy):
-    keras.utils.set_random_seed(0)
-    with strategy.scope():
-        m2 = tfp_cvae.build_semi_supervised_cvae((8, 8, 1), 3, latent_size=4, width=16, deformation=1.0)
-        m2.compile(keras.optimizers.Adam(1e-3), loss=tfp_cvae.SemiSupervisedNegativeELBO(10.0), metrics=[tfp_cvae.ELBO()])
-    batches = distribution.distribute(
-        lambda share: data.train.batches(32, drop_remainder=True, share=share, labelled_per_batch=8), strategy
-    )
-    steps = data.train.num_batches(32, drop_remainder=True, labelled_per_batch=8)
-    warm_up = tfp_cvae.LabelWarmUp(2)
-    return m2.fit(batches, epochs=3, steps_per_epoch=steps, callbacks=[warm_up], verbose=0).history
-
-
-one = train(tf.distribute.get_strategy())
-two = train(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
-for name, values in one.items():
-    np.testing.assert_allclose(two[name], values, rtol=1e-4, err_msg=name)
-assert one["loss"][-1] < one["loss"][0]
-"""
-
-
-def test_two_replicas_are_as_one(npz):
-    result = subprocess.run([sys.executable, "-c", MIRRORED, str(npz)], check=False, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-
-
 def noisy_stripes(count, seed):
     """Stripes that one image of each class does not tell apart from the noise."""
     generator = np.random.default_rng(seed)
@@ -421,7 +377,7 @@ def test_images_without_label_teach():
         found = np.argmax(model.classify_fast(data.test.binarized()), axis=1)
         accuracies.append(np.mean(found == data.test.labels))
     # 0.78 and 0.95; with other initial weights 0.84 to 0.89 and 0.91 to 0.95. The standard error of one is 0.02.
-    assert accuracies[1] > accuracies[0] + 0.05
+    assert accuracies[1] > max(0.85, accuracies[0] + 0.05)
 
 
 def test_m1_reads_the_latent_of_a_plain_vae(tmp_path):

@@ -90,7 +90,7 @@ def _mixed_order(one_hot: np.ndarray, settings: Mapping[str, Any], seed: tf.Tens
     once = _order(unlabelled, settings["batch_size"] - number, seed)
 
     def whole_batch(step: tf.Tensor) -> tf.Tensor:
-        place = (step * number + tf.range(number)) % max(1, int(has_label.sum()))
+        place = (step * number + tf.range(number)) % int(has_label.sum())
         return tf.concat([tf.gather(again, place), once(step)], axis=0)
 
     return whole_batch

@@ -8,15 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfp_cvae import checks
+from tfp_cvae import checks, splits
 from tfp_cvae.batches import EpochCounter, shuffled_epochs
 from tfp_cvae.config import Binarization
+from tfp_cvae.splits import UNLABELLED
 
 # Seed of the one draw in which validation and test images are binarized, for all runs alike.
 HELD_OUT_SEED = 0
-
-# Label of an image that has none.
-UNLABELLED = -1
 
 _CHUNK = 8192
 
@@ -211,10 +209,10 @@ class Dataset:
     split_off: np.ndarray | None = None
 
     def __repr__(self) -> str:
-        splits = ", ".join(f"{len(split):,} {split.name}" for split in (self.train, self.validation, self.test))
+        sizes = ", ".join(f"{len(split):,} {split.name}" for split in (self.train, self.validation, self.test))
         size = "x".join(map(str, self.image_shape))
         few = f", {np.sum(self.train.labels != UNLABELLED):,} labels" if self.train.has_unlabelled() else ""
-        return f"{self.name}: {splits} images of {size}, {self.num_classes} classes{few}"
+        return f"{self.name}: {sizes} images of {size}, {self.num_classes} classes{few}"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -259,33 +257,11 @@ class Dataset:
             TypeError: If a value is not an integer.
             ValueError: If `num_labels` is no multiple of the number of classes, or there are not as many images.
         """
-        checks.integer("num_labels", num_labels, 1)
-        checks.seed("seed", seed)
-        share, rest = divmod(num_labels, self.num_classes)
-        images, all_labels = self._source()
-        missing = np.full(self.num_classes, share)
-        labels = np.full_like(all_labels, UNLABELLED)
-        for index in np.random.default_rng(seed).permutation(len(labels)):
-            if rest or not missing.any():
-                break
-            label = all_labels[index]
-            if label != UNLABELLED and missing[label]:
-                labels[index] = label
-                missing[label] -= 1
-        if rest:
-            raise ValueError(
-                f"num_labels: expected a multiple of {self.num_classes}, as many of each class, got {num_labels}"
-            )
-        if missing.any():
-            scarce = int(np.argmax(missing))
-            found = share - missing[scarce]
-            raise ValueError(
-                f"num_labels: expected at most {found * self.num_classes}, as there are {found} training images with "
-                f"the label {self.class_names[scarce]}, got {num_labels}"
-            )
+        images, labels = self._source()
+        labels = splits.few_labels(labels, self.class_names, num_labels, seed)
         held_out = self.validation.images, np.full_like(self.validation.labels, UNLABELLED)
         if self.split_off is not None:
-            (images, labels), held_out, _ = _split_off(self.name, images, labels, len(self.validation))
+            (images, labels), held_out, _ = splits.split_off(self.name, images, labels, len(self.validation))
         for array in (images, labels, *held_out):
             array.flags.writeable = False
         train = dataclasses.replace(self.train, images=images, labels=labels)
@@ -350,7 +326,7 @@ def make_dataset(
         if split not in checked:
             size = len(checked["train"][1])
             size = min(round(0.1 * size), size if limit is None else limit)
-            checked["train"], checked[split], chosen = _split_off(name, *checked["train"], size)
+            checked["train"], checked[split], chosen = splits.split_off(name, *checked["train"], size)
             split_off = chosen if split == "validation" else None
     labels = checked["train"][1]
     counts = np.bincount(labels[labels != UNLABELLED], minlength=len(class_names))
@@ -359,37 +335,11 @@ def make_dataset(
         raise ValueError(
             f"{name}: expected at least one training image of each class, got none of {missing!r} with its label"
         )
-    splits = {}
+    made = {}
     for split, (images, labels) in checked.items():
         images.flags.writeable = labels.flags.writeable = False
-        splits[split] = Split(split, images, labels, len(class_names))
-    return Dataset(name, tuple(class_names), **splits, split_off=split_off)
-
-
-def _split_off(
-    name: str, images: np.ndarray, labels: np.ndarray, size: int
-) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], np.ndarray]:
-    """Splits off as many of each class, or of those without label if there are any: kept, split off, and which.
-
-    Each part is in the original order.
-    """
-    if size == 0:
-        raise ValueError(
-            f"{name}: expected at least 10 images, of which a tenth is split off for validation and test, "
-            f"got {len(images)}; add images, or give the splits yourself in an .npz"
-        )
-    pool = labels == UNLABELLED if np.any(labels == UNLABELLED) else np.full(len(labels), True)
-    size = min(size, int(pool.sum()))
-    # A share of each class, rounded so that they make up the size.
-    classes, counts = np.unique(labels[pool], return_counts=True)
-    share = size * counts / pool.sum()
-    quota = np.floor(share).astype(int)
-    quota[np.argsort(quota - share, kind="stable")[: size - quota.sum()]] += 1
-    generator = np.random.default_rng(0)
-    chosen = np.zeros(len(images), bool)
-    for label, count in zip(classes, quota, strict=True):
-        chosen[generator.permutation(np.flatnonzero(labels == label))[:count]] = True
-    return (images[~chosen], labels[~chosen]), (images[chosen], labels[chosen]), chosen
+        made[split] = Split(split, images, labels, len(class_names))
+    return Dataset(name, tuple(class_names), **made, split_off=split_off)
 
 
 def _checked_labels(name: str, labels: np.ndarray, size: int, num_classes: int, none_too: bool) -> np.ndarray:

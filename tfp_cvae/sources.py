@@ -11,7 +11,8 @@ import numpy as np
 
 from tfp_cvae.archive import check_decoded_size, file_size, load_arrays, one_line
 from tfp_cvae.config import TrainConfig
-from tfp_cvae.data import UNLABELLED, Dataset, make_dataset
+from tfp_cvae.data import Dataset, make_dataset
+from tfp_cvae.splits import UNLABELLED
 
 EMBEDDED = "mnist5k"
 

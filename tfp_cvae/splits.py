@@ -1,0 +1,91 @@
+"""Which images go into which split, and which of them keep a label. Pure NumPy."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tfp_cvae import checks
+
+# Label of an image that has none.
+UNLABELLED = -1
+
+
+def few_labels(all_labels: np.ndarray, class_names: Sequence[str], num_labels: int, seed: int) -> np.ndarray:
+    """Labels of which few are left, as many of each class.
+
+    Images are looked at in an order that is a function of the seed, until each class has its share.
+
+    Args:
+        all_labels: `[n]` integer, in [0, len(class_names)), or -1 for none.
+        class_names: Name of each class.
+        num_labels: Number of labels to leave.
+        seed: Seed of the order.
+
+    Returns:
+        `[n]`, -1 where none is left.
+
+    Raises:
+        TypeError: If a value is not an integer.
+        ValueError: If `num_labels` is no multiple of the number of classes, or there are not as many images.
+    """
+    checks.integer("num_labels", num_labels, 1)
+    checks.seed("seed", seed)
+    share, rest = divmod(num_labels, len(class_names))
+    if rest:
+        raise ValueError(
+            f"num_labels: expected a multiple of {len(class_names)}, as many of each class, got {num_labels}"
+        )
+    missing = np.full(len(class_names), share)
+    labels = np.full_like(all_labels, UNLABELLED)
+    for index in np.random.default_rng(seed).permutation(len(labels)):
+        if not missing.any():
+            break
+        label = all_labels[index]
+        if label != UNLABELLED and missing[label]:
+            labels[index] = label
+            missing[label] -= 1
+    if missing.any():
+        scarce = int(np.argmax(missing))
+        found = share - missing[scarce]
+        raise ValueError(
+            f"num_labels: expected at most {found * len(class_names)}, as there are {found} training images with "
+            f"the label {class_names[scarce]}, got {num_labels}"
+        )
+    return labels
+
+
+def split_off(
+    name: str, images: np.ndarray, labels: np.ndarray, size: int
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """Splits off images of each class by its share, or of those without label if there are any; always the same ones.
+
+    Args:
+        name: Name of the data set, for messages.
+        images: `[n, ...]`.
+        labels: `[n]` integer.
+        size: Number of images to split off.
+
+    Returns:
+        Images and labels that are kept, those that are split off, each in the original order, and which these are,
+        `[n]` bool.
+
+    Raises:
+        ValueError: If `size` is 0.
+    """
+    if size == 0:
+        raise ValueError(
+            f"{name}: expected at least 10 images, of which a tenth is split off for validation and test, "
+            f"got {len(images)}; add images, or give the splits yourself in an .npz"
+        )
+    pool = labels == UNLABELLED if np.any(labels == UNLABELLED) else np.full(len(labels), True)
+    size = min(size, int(pool.sum()))
+    # A share of each class, rounded so that they make up the size.
+    classes, counts = np.unique(labels[pool], return_counts=True)
+    share = size * counts / pool.sum()
+    quota = np.floor(share).astype(int)
+    quota[np.argsort(quota - share, kind="stable")[: size - quota.sum()]] += 1
+    generator = np.random.default_rng(0)
+    chosen = np.zeros(len(images), bool)
+    for label, count in zip(classes, quota, strict=True):
+        chosen[generator.permutation(np.flatnonzero(labels == label))[:count]] = True
+    return (images[~chosen], labels[~chosen]), (images[chosen], labels[chosen]), chosen
