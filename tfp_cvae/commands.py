@@ -65,14 +65,19 @@ class Evaluate:
             QUICK_EVALUATION if self.quick else EvaluationConfig(),
             **{name: value for name, value in given.items() if value is not None},
         )
-        from tfp_cvae import figures
+        from tfp_cvae import distribution, figures
         from tfp_cvae.evaluation import evaluate_run
         from tfp_cvae.run import Run
         from tfp_cvae.sources import load_dataset, load_training_data
 
+        strategy = distribution.from_environment()
+        is_chief = distribution.is_chief(strategy)
         run = Run.load(self.run_folder)
         dataset = load_dataset(self.dataset) if self.dataset else load_training_data(run.config)
-        result = evaluate_run(run, dataset, config, verbose=1)
+        with distribution.explained(strategy):
+            result = evaluate_run(run, dataset, config, verbose=int(is_chief), strategy=strategy)
+        if not is_chief:
+            return
         print(f"\n{result}")
         print(f"\n{run.path / 'evaluation.json'}")
         for path in figures.draw_evaluation(run, dataset):

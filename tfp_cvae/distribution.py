@@ -9,7 +9,9 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfp_cvae.batches import EpochCounter
@@ -76,13 +78,18 @@ def num_workers(strategy: tf.distribute.Strategy) -> int:
     return max(1, sum(len(cluster.get(role, ())) for role in _ROLES))
 
 
+def worker_number(strategy: tf.distribute.Strategy) -> int:
+    """Number of this process among those that train together, from 0; the chief comes first."""
+    if num_workers(strategy) == 1:
+        return 0
+    resolver = strategy.cluster_resolver
+    has_chief = "chief" in resolver.cluster_spec().as_dict()
+    return int(resolver.task_id) + int(has_chief and resolver.task_type != "chief")
+
+
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this worker is the one that writes."""
-    resolver = strategy.cluster_resolver
-    if num_workers(strategy) == 1:
-        return True
-    has_chief = "chief" in resolver.cluster_spec().as_dict()
-    return resolver.task_type == "chief" or (not has_chief and resolver.task_id == 0)
+    return worker_number(strategy) == 0
 
 
 def wait_for_all(strategy: tf.distribute.Strategy) -> None:
@@ -96,6 +103,34 @@ def decided_by_chief(strategy: tf.distribute.Strategy, decision: bool) -> bool:
         return decision
     votes = _summed(strategy)(tf.constant(int(decision and is_chief(strategy)), tf.int64))
     return bool(strategy.experimental_local_results(votes)[0] > 0)
+
+
+def rows_of_worker(count: int, strategy: tf.distribute.Strategy) -> np.ndarray:
+    """The part of this worker in a number of rows that do not depend on each other: int64, in their order."""
+    return np.array_split(np.arange(count), num_workers(strategy))[worker_number(strategy)]
+
+
+def gathered(rows: np.ndarray, strategy: tf.distribute.Strategy) -> np.ndarray:
+    """Rows of all workers, in the order of `rows_of_worker`.
+
+    Args:
+        rows: Those of this worker, `[n, ...]`; each worker has to call this, with as many as it may have.
+        strategy: Strategy of all workers.
+
+    Returns:
+        `[sum of n, ...]`, on each worker.
+    """
+    workers = num_workers(strategy)
+    if workers == 1:
+        return rows
+    replicas = strategy.num_replicas_in_sync // workers
+
+    def of_replica(context: Any) -> tf.Tensor:
+        # Of the replicas of a worker the first one has all.
+        return tf.constant(rows if context.replica_id_in_sync_group % replicas == 0 else rows[:0])
+
+    parts = strategy.experimental_distribute_values_from_function(of_replica)
+    return strategy.gather(parts, axis=0).numpy()
 
 
 @functools.cache
@@ -145,7 +180,7 @@ def explained(strategy: tf.distribute.Strategy) -> Iterator[None]:
             raise
         raise ConnectionError(
             f"TF_CONFIG: expected all workers to stay until the end, got {type(error).__name__}: one was stopped or "
-            "cannot be reached; start all of them again with --resume"
+            "cannot be reached; start all of them again, a training with --resume"
         ) from error
 
 

@@ -5,9 +5,10 @@ import time
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 import tf_keras as keras
 
-from tfp_cvae import latents, recognition
+from tfp_cvae import distribution, latents, recognition
 from tfp_cvae.classification import classify, label_posterior_accuracy
 from tfp_cvae.config import Binarization, EvaluationConfig
 from tfp_cvae.data import Dataset, Split
@@ -31,6 +32,7 @@ def evaluate(
     binarization: Binarization = "dynamic",
     jit_compile: bool = False,
     verbose: int = 0,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> Evaluation:
     """Evaluates a model on the test split.
 
@@ -42,6 +44,8 @@ def evaluate(
         jit_compile: Whether to compile the importance-weighted pass with XLA, which makes dense networks faster and
             convolutions slower.
         verbose: 1 shows progress.
+        strategy: Strategy whose workers share the generating and the importance-weighted pass, and call this with the
+            same arguments; None for one process.
 
     Returns:
         The results. They do not depend on how images are batched. Sets the global seed of Keras.
@@ -59,7 +63,7 @@ def evaluate(
     latent = _latent_use(cvae, dataset.train, image, label, binarization, config.seed)
     products = products_per_second(cvae, jit_compile=jit_compile)
     samples, recognised = (
-        _sample_quality(cvae, dataset, config, binarization, verbose) if cvae.num_classes else (None, None)
+        _sample_quality(cvae, dataset, config, binarization, verbose, strategy) if cvae.num_classes else (None, None)
     )
     likelihood_begin = time.perf_counter()
     likelihood = likelihood_under_each_label(
@@ -71,6 +75,7 @@ def evaluate(
         seed=config.seed,
         jit_compile=jit_compile,
         verbose=verbose,
+        strategy=strategy,
     )
     end = time.perf_counter()
     protocol = {
@@ -102,7 +107,14 @@ def evaluate(
     )
 
 
-def evaluate_run(run: Run, dataset: Dataset, config: EvaluationConfig | None = None, *, verbose: int = 0) -> Evaluation:
+def evaluate_run(
+    run: Run,
+    dataset: Dataset,
+    config: EvaluationConfig | None = None,
+    *,
+    verbose: int = 0,
+    strategy: tf.distribute.Strategy | None = None,
+) -> Evaluation:
     """Evaluates the model of a run, and writes `evaluation.json`.
 
     Args:
@@ -110,6 +122,7 @@ def evaluate_run(run: Run, dataset: Dataset, config: EvaluationConfig | None = N
         dataset: Data set to evaluate on, with the classes of the run's own.
         config: As for `evaluate`.
         verbose: As for `evaluate`.
+        strategy: As for `evaluate`; the chief writes.
 
     Raises:
         ValueError: If the run has no model yet, or the data set does not fit it.
@@ -127,8 +140,10 @@ def evaluate_run(run: Run, dataset: Dataset, config: EvaluationConfig | None = N
         binarization=run.config.binarization,
         jit_compile=run.config.network != "conv",
         verbose=verbose,
+        strategy=strategy,
     )
-    run.write_evaluation(result.to_dict())
+    if strategy is None or distribution.is_chief(strategy):
+        run.write_evaluation(result.to_dict())
     return result
 
 
@@ -226,7 +241,12 @@ def _latent_use(
 
 
 def _sample_quality(
-    cvae: CVAE, dataset: Dataset, config: EvaluationConfig, binarization: Binarization, verbose: int
+    cvae: CVAE,
+    dataset: Dataset,
+    config: EvaluationConfig,
+    binarization: Binarization,
+    verbose: int,
+    strategy: tf.distribute.Strategy | None,
 ) -> tuple[SampleQuality, np.ndarray]:
     """Quality of the samples, and which of each class were recognised, `[num_classes, generated_per_class]`."""
     labelled, test = dataset.train.labelled(), dataset.test
@@ -242,9 +262,11 @@ def _sample_quality(
         )
 
     on_real = classifier("real images", real / np.float32(255))
-    recognised = recognition.recognised(on_real, cvae, count=config.generated_per_class, seed=config.seed)
+    recognised = recognition.recognised(
+        on_real, cvae, count=config.generated_per_class, seed=config.seed, strategy=strategy
+    )
     # Other seeds than those of the images that are judged.
-    generated = recognition.generated(cvae, labels, config.seed + recognised.size)
+    generated = recognition.generated(cvae, labels, config.seed + recognised.size, strategy)
     on_generated = classifier("generated images", generated)
     among_generated = _choice(len(generated), _NEAREST_IMAGES, config.seed)
     among_test = _choice(len(test), _NEAREST_IMAGES, config.seed)

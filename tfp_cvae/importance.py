@@ -18,7 +18,7 @@ import tensorflow as tf
 import tf_keras as keras
 from tensorflow_probability import distributions as tfd
 
-from tfp_cvae import checks, objectives
+from tfp_cvae import checks, distribution, objectives
 from tfp_cvae.layers import PixelBias, clear_bijector_cache
 from tfp_cvae.model import CVAE
 from tfp_cvae.noise import standard_normal
@@ -65,6 +65,7 @@ def importance_estimate(
     batch_size: int = 1000,
     jit_compile: bool = False,
     progress: Callable[[int], None] | None = None,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> ImportanceEstimate:
     """Estimates log p(x|y) by importance sampling from q(z|x,y).
 
@@ -78,6 +79,7 @@ def importance_estimate(
         batch_size: Latents decoded at once, rounded to whole blocks of `SAMPLES_PER_BLOCK`.
         jit_compile: Whether to compile with XLA, which makes dense networks faster and convolutions slower.
         progress: Called with the number of latents weighed since its last call.
+        strategy: Strategy whose workers each weigh a part, and call this with the same arguments; None for one process.
 
     Returns:
         The estimates, `[m]`.
@@ -100,21 +102,22 @@ def importance_estimate(
     estimate = tf.function(estimator(cvae, num_samples, jit_compile=jit_compile), autograph=False)
     seed = tf.constant(seed, tf.int64)
 
+    strategy = strategy or tf.distribute.get_strategy()
+    own = distribution.rows_of_worker(len(index), strategy)
     parts = []
-    for start in range(0, len(index), group):
+    for start in range(0, len(own), group):
         # Always full groups, so that the function is traced once and each image has the same products.
-        rows = np.minimum(np.arange(start, start + group), len(index) - 1)
+        rows = own[np.minimum(np.arange(start, start + group), len(own) - 1)]
         found = estimate(tf.constant(image[index[rows]]), None if one_hot is None else tf.gather(one_hot, rows), seed)
-        kept = min(group, len(index) - start)
-        parts.append([np.asarray(part, np.float64)[:kept] for part in found])
+        kept = min(group, len(own) - start)
+        parts.append(np.stack([np.asarray(part, np.float64)[:kept] for part in found], axis=1))
         if not np.all(np.isfinite(parts[-1])):
             raise ValueError("cvae: expected finite likelihoods, got NaN or infinity; its weights may be so too")
         if progress is not None:
             progress(kept * num_samples)
     clear_bijector_cache()
-    log_likelihood, effective_sample_size, rate, distortion = (
-        np.concatenate(part) for part in zip(*parts, strict=True)
-    )
+    estimates = distribution.gathered(np.concatenate([np.zeros([0, 4]), *parts]), strategy)
+    log_likelihood, effective_sample_size, rate, distortion = estimates.T
     used = np.full(len(index), num_samples)
     return ImportanceEstimate(log_likelihood, effective_sample_size, rate, distortion, used)
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+import tensorflow as tf
 import tf_keras as keras
 
 from tfp_cvae import checks
@@ -41,6 +42,7 @@ def likelihood_under_each_label(
     seed: int = 0,
     jit_compile: bool = False,
     verbose: int = 0,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> Likelihood:
     """Estimates log p(x|y) of each image under every label.
 
@@ -56,6 +58,7 @@ def likelihood_under_each_label(
         seed: Seed of the samples.
         jit_compile: Whether to compile with XLA.
         verbose: 1 shows a progress bar.
+        strategy: As of `importance_estimate`.
 
     Raises:
         TypeError: If a value is of the wrong kind.
@@ -76,6 +79,7 @@ def likelihood_under_each_label(
             seed=seed,
             jit_compile=jit_compile,
             progress=_progress_bar(name, len(pairs), num_samples) if verbose else None,
+            strategy=strategy,
         )
 
     first_samples = min(num_samples, SAMPLES_PER_BLOCK)

@@ -1,9 +1,11 @@
 """What generated images are worth: does a classifier recognise them, learn from them, and are they new?"""
 
 import numpy as np
+import tensorflow as tf
 import tf_keras as keras
 from sklearn.neighbors import NearestNeighbors
 
+from tfp_cvae import distribution
 from tfp_cvae.data import Split
 from tfp_cvae.model import CVAE
 
@@ -78,7 +80,14 @@ def correct(classifier: keras.Model, images: np.ndarray, labels: np.ndarray) -> 
     return np.argmax(logits, axis=-1) == labels
 
 
-def recognised(classifier: keras.Model, cvae: CVAE, *, count: int = 1000, seed: int = 0) -> np.ndarray:
+def recognised(
+    classifier: keras.Model,
+    cvae: CVAE,
+    *,
+    count: int = 1000,
+    seed: int = 0,
+    strategy: tf.distribute.Strategy | None = None,
+) -> np.ndarray:
     """Whether the classifier takes generated images of each class for that class.
 
     Args:
@@ -86,27 +95,35 @@ def recognised(classifier: keras.Model, cvae: CVAE, *, count: int = 1000, seed: 
         cvae: The model.
         count: Images to generate for each class.
         seed: Seed of the first image; the others follow it, through all classes.
+        strategy: As of `generated`.
 
     Returns:
         `[num_classes, count]` bool.
     """
     labels = np.repeat(np.arange(cvae.num_classes), count)
-    return correct(classifier, generated(cvae, labels, seed), labels).reshape(cvae.num_classes, count)
+    return correct(classifier, generated(cvae, labels, seed, strategy), labels).reshape(cvae.num_classes, count)
 
 
-def generated(cvae: CVAE, labels: np.ndarray, seed: int = 0) -> np.ndarray:
+def generated(
+    cvae: CVAE, labels: np.ndarray, seed: int = 0, strategy: tf.distribute.Strategy | None = None
+) -> np.ndarray:
     """Generates many images in batches: pixel probabilities, `[n, height, width, channels]` float32.
 
     Args:
         cvae: A model with classes.
         labels: Class of each image, `[n]` integer.
         seed: Seed of the first image; the others follow it.
+        strategy: Strategy whose workers each generate a part, and call this with the same arguments; None for one
+            process.
     """
+    strategy = strategy or tf.distribute.get_strategy()
+    own = distribution.rows_of_worker(len(labels), strategy)
     parts = [
-        cvae.generate(labels[start : start + _GENERATED_AT_ONCE], seed + start).numpy()
-        for start in range(0, len(labels), _GENERATED_AT_ONCE)
+        cvae.generate(labels[rows], seed + rows).numpy()
+        for rows in np.split(own, range(_GENERATED_AT_ONCE, len(own), _GENERATED_AT_ONCE))
+        if len(rows)
     ]
-    return np.concatenate(parts)
+    return distribution.gathered(np.concatenate([np.zeros([0, *cvae.image_shape], np.float32), *parts]), strategy)
 
 
 def nearest(images: np.ndarray, train: Split, count: int = 5) -> tuple[np.ndarray, np.ndarray]:

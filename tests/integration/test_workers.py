@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -47,23 +48,23 @@ def words(folder, name, *more):
     return ["train", "--dataset", f"{folder}/stripes.npz", "--output", f"{folder}/{name}", *settings, *more]
 
 
-def start(number, *args):
+def start(number, command):
     """As many workers, the chief first."""
     sockets = [socket.create_server(("localhost", 0)) for _ in range(number)]
     cluster = {"worker": [f"localhost:{free.getsockname()[1]}" for free in sockets]}
     for free in sockets:
         free.close()
-    return processes(cluster, number, *args)
+    return processes(cluster, number, command)
 
 
-def processes(cluster, number, *args):
+def processes(cluster, number, command):
     """The first ones of a cluster."""
     workers = []
     for index in range(number):
         task = {"cluster": cluster, "task": {"type": "worker", "index": index}}
         workers.append(
             subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, *words(*args)],
+                [sys.executable, "-c", PROGRAM, *command],
                 env={**os.environ, "TF_CONFIG": json.dumps(task)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -104,7 +105,7 @@ def assert_close(found, expected):
 @pytest.fixture(scope="module")
 def two(folder):
     """What two workers have come to, and printed."""
-    printed = finish(start(2, folder, "two"))
+    printed = finish(start(2, words(folder, "two")))
     return crash.result(folder / "two"), printed
 
 
@@ -116,22 +117,38 @@ def test_two_workers_are_as_one(folder, two):
 
 
 def test_four_workers_are_as_one(folder):
-    finish(start(4, folder, "four"))
+    finish(start(4, words(folder, "four")))
     assert_close(crash.result(folder / "four"), crash.result(folder / "one"))
 
 
-def test_two_workers_learn_from_few_labels_as_one(folder):
-    few = ["--model", "m2", "--num-labels", "6", "--labelled-per-batch", "4", "--deformation", "1"]
-    assert main(words(folder, "few", *few)) == 0
-    finish(start(2, folder, "two-few", *few))
-    assert_close(crash.result(folder / "two-few"), crash.result(folder / "few"))
+@pytest.mark.parametrize("model", ["m2", "m1+m2"])
+def test_two_workers_learn_from_few_labels_as_one(model, folder):
+    few = ["--model", model, "--num-labels", "6", "--labelled-per-batch", "4", "--deformation", "1"]
+    assert main(words(folder, model, *few)) == 0
+    finish(start(2, words(folder, f"two-{model}", *few)))
+    assert_close(crash.result(folder / f"two-{model}"), crash.result(folder / model))
+
+
+def test_two_workers_evaluate_as_one(folder):
+    results = []
+    for number in (1, 2):
+        run = folder / f"evaluated-by-{number}"
+        shutil.copytree(folder / "one", run)
+        printed = finish(start(number, ["evaluate", str(run), "--quick", "--num-importance-samples", "150"]))
+        assert "log p(x|y)" in printed[0][0]
+        assert [out for out, _ in printed[1:]] == [""] * (number - 1)
+        results.append(json.loads((run / "evaluation.json").read_text()))
+    for result in results:
+        for measured in ("latents_per_second", "products_per_second", "likelihood_seconds", "seconds"):
+            del result["protocol"][measured]
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize(("victim", "again"), [(0, 2), (1, 2), (1, 1)], ids=["the chief", "another", "and one goes on"])
 def test_a_killed_worker(folder, two, victim, again):
     """The others end with one line, and after a new start the result is that of workers nobody has killed."""
     name = f"killed{victim}-{again}"
-    workers = start(2, folder, name, "--resume")
+    workers = start(2, words(folder, name, "--resume"))
     while not list(folder.glob(f"{name}/backup/[1-9]")) and all(worker.poll() is None for worker in workers):
         time.sleep(0.02)
     workers[victim].kill()
@@ -141,7 +158,7 @@ def test_a_killed_worker(folder, two, victim, again):
     assert error.count("\n") == 1
     # As of Keras, when it is killed while it saves.
     (folder / name / "workertemp_1").mkdir(exist_ok=True)
-    (begun, _), *_ = finish(start(again, folder, name, "--resume"))
+    (begun, _), *_ = finish(start(again, words(folder, name, "--resume")))
     assert "resumed after" in begun
     if again == 2:
         assert crash.differences(crash.result(folder / name), two[0]) == []
@@ -151,7 +168,7 @@ def test_a_killed_worker(folder, two, victim, again):
 
 def test_a_folder_that_is_taken(folder):
     """The chief refuses, and the others do not wait for it."""
-    workers = start(2, folder, "one")
+    workers = start(2, words(folder, "one"))
     (_, chief), (_, other) = ended(workers)
     assert [worker.returncode for worker in workers] == [2, 2], chief + other
     assert chief.startswith("error: output: expected a new folder"), chief
@@ -161,7 +178,7 @@ def test_a_folder_that_is_taken(folder):
 def test_a_port_that_is_taken(folder):
     with socket.create_server(("localhost", 0)) as taken, socket.create_server(("localhost", 0)) as other:
         cluster = {"worker": [f"localhost:{server.getsockname()[1]}" for server in (taken, other)]}
-        ((out, error),) = ended(processes(cluster, 1, folder, "taken"))
+        ((out, error),) = ended(processes(cluster, 1, words(folder, "taken")))
     assert "Traceback" not in error, out + error
     assert error.splitlines()[-1].startswith("error: TF_CONFIG: expected a free port and all workers, got ")
     assert not (folder / "taken").exists()
