@@ -2,8 +2,9 @@
 
     python benchmarks/few_labels.py RUN ...
 
-A row for each run of M1 or M2, with errors in percent: that of q(y|x); and of M2 that of the same classifier trained on
-labelled images alone, moved and slanted likewise, and that of Bayes' rule with K importance samples, on some images.
+A row for each run of M1, M2 or M1+M2, with errors in percent: that of q(y|x); and of the latter two that of the same
+classifier trained on labelled images alone, moved and slanted likewise, and that of Bayes' rule with K importance
+samples, on some images.
 """
 
 import argparse
@@ -56,7 +57,7 @@ def main():
         right = label_posterior_accuracy(cvae, data.train, image, label, config.binarization).mean
         seconds = round(sum(row["seconds"] for row in run.history()))
         row = [run.path.name, config.num_labels, config.seed, config.epochs, seconds, percent(1 - right)]
-        if config.model == "m2":
+        if config.semi_supervised:
             alone = supervised(data, config, given.steps).predict(image, verbose=0).argmax(axis=1)
             chosen = np.sort(np.random.default_rng(0).permutation(len(label))[: given.num_images])
             likelihood = likelihood_under_each_label(cvae, image[chosen], num_samples=given.num_importance_samples)

@@ -45,6 +45,21 @@ def test_configuration_needs_no_tensorflow():
             ValueError,
             "model: expected m2 to be conditional, with the objective elbo, got another",
         ),
+        (
+            {"model": "m1+m2", "objective": "iwae"},
+            ValueError,
+            r"model: expected m1\+m2 to be conditional, with the obj",
+        ),
+        (
+            {"model": "m1+m2", "prior": "flow"},
+            ValueError,
+            r"model: expected m1\+m2 with the prior standard and without",
+        ),
+        (
+            {"model": "m1+m2", "free_bits": 0.1},
+            ValueError,
+            r"model: expected m1\+m2 with the prior standard and without",
+        ),
         ({"model": "m2", "conditional": False}, ValueError, "got --no-conditional; leave it out"),
         (
             {"model": "m2", "epochs": 1},

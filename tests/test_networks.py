@@ -3,8 +3,8 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from tfp_cvae.build import build_cvae
-from tfp_cvae.losses import NegativeELBO
+from tfp_cvae.build import build_cvae, build_semi_supervised_cvae
+from tfp_cvae.losses import NegativeELBO, SemiSupervisedNegativeELBO
 
 NETWORKS = ["mlp", "residual", "conv"]
 
@@ -47,6 +47,18 @@ def test_the_label_matters_from_the_start(network):
     of_label = np.var(np.stack(logits).mean(axis=1), axis=0).mean()
     of_latent = np.var(logits[0], axis=0).mean()
     assert of_label > 0.1 * of_latent
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_stacked_on_any_network(network, dataset):
+    keras.utils.set_random_seed(0)
+    model = build_semi_supervised_cvae((8, 8, 1), 3, 4, network, width=16, stacked=True)
+    before = [variable.numpy() for variable in model.trainable_variables]
+    model.compile(keras.optimizers.Adam(5e-3), loss=SemiSupervisedNegativeELBO())
+    losses = model.fit(dataset.train.batches(32), epochs=10, verbose=0).history["loss"]
+    assert losses[-1] < 0.9 * losses[0]
+    for variable, old in zip(model.trainable_variables, before, strict=True):
+        assert np.any(variable.numpy() != old), variable.name
 
 
 def test_width_and_depth():

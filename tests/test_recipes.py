@@ -52,7 +52,7 @@ def test_what_they_reached_is_in_the_results():
         assert all(int(measured[run]["recipe_epochs"]) == RECIPES[name].config.epochs for run in runs)
     with (RESULTS / "few-labels.csv").open(newline="") as lines:
         few = list(csv.DictReader(lines))
-    for name, begin in {"few-labels": "m2-100-", "m1": "m1-100-"}.items():
+    for name, begin in {"few-labels": "m2-100-", "m1": "m1-100-", "m1+m2": "m1m2-100-"}.items():
         errors = [float(row["label_posterior"]) for row in few if row["run"].startswith(begin)]
         assert len(errors) == 5
         expected[name] = {"right": 100 - statistics.mean(errors)}
@@ -67,5 +67,7 @@ def test_what_they_reached_is_in_the_results():
 @pytest.mark.parametrize("arguments", [["train", "--recipe", "bets"], ["train", "--recipe=bets"]])
 def test_a_name_that_does_not_exist(arguments, capsys):
     assert cli.main(arguments) == 2
-    expected = "error: recipe: expected one of default, homework, ten-minutes, best, m1, few-labels, got 'bets'\n"
+    expected = (
+        "error: recipe: expected one of default, homework, ten-minutes, best, m1, m1+m2, few-labels, got 'bets'\n"
+    )
     assert capsys.readouterr().err == expected

@@ -1,4 +1,4 @@
-"""M2 against the CVAE, a sum over labels in NumPy, and a model whose log-likelihood is known in closed form."""
+"""M2 and M1+M2 against the CVAE, a sum over labels in NumPy, and a model whose log-likelihood is known in closed form."""
 
 import dataclasses
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
-from conftest import spread_prior, stripes
+from conftest import perturb, spread_prior, stripes
+from scipy import stats
 from scipy.special import log_softmax, logsumexp
 from sklearn.linear_model import LogisticRegression
 from tensorflow_probability import distributions as tfd
@@ -36,11 +37,23 @@ TINY = EvaluationConfig(num_importance_samples=120, generated_per_class=3, class
 NONE = np.zeros(3, np.float32)
 
 
-@pytest.fixture(params=[1, 3], ids=["K=1", "K=3"])
+@pytest.fixture(params=[(1, False), (3, False), (3, True)], ids=["K=1", "K=3", "M1+M2"])
 def m2(request):
+    num_samples, stacked = request.param
     keras.utils.set_random_seed(0)
-    model = build_semi_supervised_cvae((8, 8, 1), 3, latent_size=4, width=16, prior="label", num_samples=request.param)
-    spread_prior(model)
+    model = build_semi_supervised_cvae(
+        (8, 8, 1),
+        3,
+        latent_size=4,
+        width=16,
+        prior="standard" if stacked else "label",
+        num_samples=num_samples,
+        stacked=stacked,
+    )
+    if stacked:
+        perturb(model.prior_network, scale=0.3)
+    else:
+        spread_prior(model)
     # So that q(y|x) is far from uniform.
     kernel = model.classifier.layers[-2].kernel
     kernel.assign(300 * kernel)
@@ -61,9 +74,55 @@ def elbo_given_each_label(m2, image):
     columns = []
     for label in range(3):
         one_hot = np.tile(np.eye(3, dtype=np.float32)[label], (len(image), 1))
-        rate, log_likelihood, _ = numpy_terms(plain(m2), image, one_hot)
-        columns.append(log_likelihood.mean(axis=0) - rate)
+        if m2.latent_size == 4:
+            rate, log_likelihood, _ = numpy_terms(plain(m2), image, one_hot)
+            columns.append(log_likelihood.mean(axis=0) - rate)
+        else:
+            columns.append(stacked_log_weights(m2, image, one_hot).mean(axis=0))
     return np.stack(columns, axis=1)
+
+
+def stacked_log_weights(m2, image, one_hot):
+    """log p(x|z1) + log p(z1|z2,y) + log p(z2) - log q(z1|x) - log q(z2|z1,y) in NumPy, `[K, batch]`."""
+    result = plain(m2)((image, one_hot))
+    mean, stddev, latent = (
+        np.float64(part) for part in (result.posterior.mean(), result.posterior.stddev(), result.latent)
+    )
+    probability = np.float64(result.likelihood.mean())
+    log_likelihood = np.where(image == 1, np.log(probability), np.log1p(-probability)).sum(axis=(-3, -2, -1))
+    log_posterior = stats.norm.logpdf(latent, mean, stddev).sum(axis=-1)
+    upper, lower = np.split(latent, 2, axis=-1)
+    (decoder,) = m2.prior_network.layers[-1].conditioners
+    loc, raw = np.split(np.stack([np.float64(decoder([sample, one_hot])) for sample in np.float32(upper)]), 2, axis=-1)
+    assert np.ptp(raw) > 0.1
+    assert np.ptp(loc) > 0.1
+    log_prior = stats.norm.logpdf(upper) + stats.norm.logpdf(lower, loc, np.exp(2 * np.tanh(raw / 2)))
+    return log_likelihood + log_prior.sum(axis=-1) - log_posterior
+
+
+@pytest.mark.parametrize("m2", [(3, True)], indirect=True)
+def test_m2_stands_on_the_latent_of_m1(m2, batch):
+    image, label = batch[0][:6], np.arange(6) % 3
+    one_hot, other = np.eye(3, dtype=np.float32)[label], np.eye(3, dtype=np.float32)[(label + 1) % 3]
+    posterior, of_other = m2.posterior(image, one_hot), m2.posterior(image, other)
+    for first, second in ((posterior.mean(), of_other.mean()), (posterior.stddev(), of_other.stddev())):
+        difference = np.abs(first - second).max(axis=0)
+        assert np.all(difference[:4] > 1e-3)
+        assert np.all(difference[4:] == 0)
+    # The image is made of z1 alone, and z1 of z2 and the label.
+    latent = np.random.default_rng(0).standard_normal((6, 8)).astype(np.float32)
+    changed = latent.copy()
+    changed[:, :4] += 1
+    np.testing.assert_array_equal(m2.decode(latent, label), m2.decode(changed, (label + 1) % 3))
+    first, second = m2.generate(label, seed=0), m2.generate((label + 1) % 3, seed=0)
+    assert np.abs(first - second).max() > 1e-3
+
+
+def test_stacked_takes_no_other_prior():
+    with pytest.raises(ValueError, match=r"prior: expected standard with stacked, .* got flow"):
+        build_semi_supervised_cvae((8, 8, 1), 3, prior="flow", stacked=True)
+    with pytest.raises(TypeError, match="stacked: expected a bool, got"):
+        build_semi_supervised_cvae((8, 8, 1), 3, stacked="yes")
 
 
 def test_without_labels_the_loss_is_a_sum_over_labels(m2, batch):
@@ -100,6 +159,7 @@ def test_a_mixed_batch_has_the_loss_of_its_rows(m2, batch, options):
     assert measured["loss"] == pytest.approx(mixed.mean(), rel=1e-5)
 
 
+@pytest.mark.parametrize("m2", [(1, False), (3, False)], indirect=True)
 def test_free_bits_count_the_label_as_a_dimension(m2, batch):
     image, one_hot = batch[0][:24], batch[1][:24].copy()
     one_hot[::3] = 0
@@ -294,10 +354,11 @@ def test_labels_that_are_not_given_change_nothing(tmp_path):
     assert results[0] == results[1]
 
 
-def test_few_labels_are_enough(tmp_path):
+@pytest.mark.parametrize("model", ["m2", "m1+m2"])
+def test_few_labels_are_enough(model, tmp_path):
     """Stripes are told apart with two labels of each class, and the run tells so."""
     images, labels = stripes(600)
-    settings = {"num_labels": 6, "labelled_per_batch": 4, "classification_weight": 10.0}
+    settings = {"model": model, "num_labels": 6, "labelled_per_batch": 4, "classification_weight": 10.0}
     settings.update(epochs=20, label_warmup_epochs=4, learning_rate=3e-3)
     run = trained(tmp_path, "few", images, labels, **settings)
     accuracy = run.evaluation()["label_posterior_accuracy"]["mean"]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from tfp_cvae import checks, networks
 from tfp_cvae.config import Network, Prior
-from tfp_cvae.flows import flow_prior
+from tfp_cvae.flows import flow_prior, stacked_prior
 from tfp_cvae.model import CVAE
 from tfp_cvae.semi_supervised import SemiSupervisedCVAE
 
@@ -78,20 +78,26 @@ def build_semi_supervised_cvae(
     prior: Prior = "standard",
     num_samples: int = 1,
     seed: int = 0,
+    stacked: bool = False,
     deformation: float = 0.0,
 ) -> SemiSupervisedCVAE:
     """Builds a CVAE with q(y|x), a small convolutional network, which learns from images with and without label.
 
+    It is M2 of Kingma, Mohamed, Rezende and Welling 2014; or M1+M2, whose latent is z = [z2, z1],
+
+        p(x,y,z1,z2) = p(y) p(z2) p(z1|z2,y) p(x|z1)
+
     Args:
         image_shape: `(height, width, channels)`.
         num_classes: Number of classes, >= 1.
-        latent_size: As of `build_cvae`, and so are the others.
+        latent_size: Size of z, >= 1; with `stacked` that of z1 and that of z2.
         network: "mlp", "residual" or "conv".
         width: Units or channels of a layer.
         depth: Hidden layers or residual blocks.
-        prior: "standard", "label" or "flow".
+        prior: "standard", "label" or "flow"; with `stacked`, "standard" alone, which is p(z2).
         num_samples: Latent samples K for each image and label, >= 1.
         seed: Seed of latent samples and deformations.
+        stacked: Whether to build M1+M2.
         deformation: Strength of the random affine maps of what q(y|x) sees in training, made for digits; 0 for none.
 
     Returns:
@@ -102,9 +108,12 @@ def build_semi_supervised_cvae(
         ValueError: If a value is out of range.
     """
     checks.integer("num_classes", num_classes, 1)
+    checks.kind("stacked", stacked, bool)
+    if stacked and prior != "standard":
+        raise ValueError(f"prior: expected standard with stacked, whose p(z1|z2,y) is learned, got {prior}")
     cvae = build_cvae(
         image_shape,
-        num_classes,
+        0 if stacked else num_classes,
         latent_size,
         network,
         width=width,
@@ -113,7 +122,9 @@ def build_semi_supervised_cvae(
         num_samples=num_samples,
         seed=seed,
     )
+    encoder, decoder, prior_network = cvae.encoder, cvae.decoder, cvae.prior_network
+    if stacked:
+        encoder, decoder = networks.stacked(networks.Networks(encoder, decoder), num_classes)
+        prior_network = stacked_prior(num_classes, latent_size)
     classifier = networks.convolutional_classifier(cvae.image_shape, num_classes)
-    return SemiSupervisedCVAE(
-        cvae.encoder, cvae.decoder, classifier, cvae.prior_network, num_samples, seed, deformation, name="cvae"
-    )
+    return SemiSupervisedCVAE(encoder, decoder, classifier, prior_network, num_samples, seed, deformation, name="cvae")

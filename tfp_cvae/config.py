@@ -14,7 +14,7 @@ Binarization = Literal["dynamic", "threshold", "none"]
 Network = Literal["mlp", "residual", "conv"]
 Prior = Literal["standard", "label", "flow"]
 Objective = Literal["elbo", "iwae"]
-Model = Literal["cvae", "m1", "m2"]
+Model = Literal["cvae", "m1", "m2", "m1+m2"]
 LearningRateSchedule = Literal["cosine", "constant"]
 
 _CHOICES = {
@@ -44,17 +44,17 @@ class TrainConfig:
     """Condition on the label; without it, the plain VAE."""
 
     model: Model = "cvae"
-    """The CVAE; M1, a plain VAE whose latent a linear classifier reads; or M2, a CVAE with q(y|x), for few labels."""
+    """The CVAE; M1, a plain VAE whose latent a linear classifier reads; M2, a CVAE with q(y|x); or M2 stacked on M1."""
     num_labels: int | None = None
-    """Training images that keep their label, as many of each class, chosen by the seed; by default all (m1, m2)."""
+    """Training images that keep their label, as many of each class, chosen by the seed; by default all (not cvae)."""
     labelled_per_batch: int | None = None
-    """Labelled images in each batch, the others have none; by default their share, at least a sixteenth (m2)."""
+    """Labelled images in each batch, the others have none; by default their share, at least 1/16 (m2, m1+m2)."""
     classification_weight: float = 30.0
-    """Weight of -log q(y|x) at the given labels in the loss (m2)."""
+    """Weight of -log q(y|x) at the given labels in the loss (m2, m1+m2)."""
     label_warmup_epochs: int = 1
-    """Epochs in which the gradient of the bound to q(y|x) rises linearly, from none at all (m2)."""
+    """Epochs in which the gradient of the bound to q(y|x) rises linearly, from none at all (m2, m1+m2)."""
     deformation: float = 0.0
-    """Strength of the random affine maps of what q(y|x) sees in training, made for digits; 0 for none (m2)."""
+    """Strength of the random affine maps of what q(y|x) sees in training, made for digits; 0 for none (m2, m1+m2)."""
 
     network: Network = "mlp"
     """Encoder and decoder."""
@@ -116,22 +116,27 @@ class TrainConfig:
         if self.model == "cvae" and self.num_labels:
             raise ValueError(f"num_labels: expected none with the model cvae, got {self.num_labels}; pass --model m2")
         for name in ("labelled_per_batch", "classification_weight", "label_warmup_epochs", "deformation"):
-            if self.model != "m2" and getattr(self, name) != getattr(type(self), name):
+            if not self.semi_supervised and getattr(self, name) != getattr(type(self), name):
                 raise ValueError(
                     f"{name}: expected {getattr(type(self), name)}, its default, with the model {self.model}, got "
                     f"{getattr(self, name)}; pass --model m2"
                 )
-        if self.model == "m2" and self.label_warmup_epochs >= self.epochs:
+        if self.semi_supervised and self.label_warmup_epochs >= self.epochs:
             raise ValueError(
                 f"label_warmup_epochs: expected less than epochs, {self.epochs}, got {self.label_warmup_epochs}; "
                 "train longer (--epochs) or lower it (--label-warmup-epochs)"
             )
         if self.model == "m1" and self.conditional:
             raise ValueError("conditional: expected False with m1, a plain VAE, got True; pass --no-conditional")
-        if self.model == "m2" and not (self.conditional and self.objective == "elbo"):
+        if self.semi_supervised and not (self.conditional and self.objective == "elbo"):
             raise ValueError(
-                "model: expected m2 to be conditional, with the objective elbo, got "
+                f"model: expected {self.model} to be conditional, with the objective elbo, got "
                 + ("another objective; pass --objective elbo" if self.conditional else "--no-conditional; leave it out")
+            )
+        if self.model == "m1+m2" and (self.prior != "standard" or self.free_bits):
+            raise ValueError(
+                "model: expected m1+m2 with the prior standard and without free_bits, as p(z1|z2,y) is learned and the "
+                "KL has no parts; leave those at their defaults"
             )
         if self.kl_warmup_epochs > self.epochs:
             raise ValueError(f"kl_warmup_epochs: expected at most epochs, {self.epochs}, got {self.kl_warmup_epochs}")
@@ -146,6 +151,11 @@ class TrainConfig:
                 "objective: expected elbo with kl_weight, kl_warmup_epochs or free_bits, got iwae, which has no KL "
                 "term; leave those at their defaults"
             )
+
+    @property
+    def semi_supervised(self) -> bool:
+        """Whether the model has q(y|x) of its own, and learns from images with and without label."""
+        return self.model in ("m2", "m1+m2")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary for JSON."""

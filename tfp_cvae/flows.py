@@ -156,6 +156,18 @@ def flow_prior(num_classes: int, latent_size: int) -> keras.Model:
     return keras.Model(one_hot, CouplingFlow(latent_size)(one_hot), name="prior")
 
 
+def stacked_prior(num_classes: int, latent_size: int, width: int = 128) -> keras.Model:
+    """Prior p(z2) p(z1|z2,y) of M1+M2, with p(z2) = N(0, I): a flow with a single coupling, which starts as N(0, I).
+
+    Args:
+        num_classes: Number of classes.
+        latent_size: Size of z1, and of z2.
+        width: Units of the two hidden layers from z2 and the label to mean and scale of z1.
+    """
+    one_hot = keras.Input((num_classes,), name="one_hot")
+    return keras.Model(one_hot, CouplingFlow(2 * latent_size, depth=1, width=width)(one_hot), name="prior")
+
+
 def _conditioner(read: int, num_classes: int, width: int, moved: int) -> keras.Model:
     """Network from the half that is read and the label to shift and raw log-scale of the half that is moved."""
     half, one_hot = keras.Input((read,)), keras.Input((num_classes,))

@@ -32,10 +32,7 @@ def mlp(image_shape: tuple[int, ...], num_classes: int, latent_size: int, width:
     """Fully connected networks: `depth` hidden layers of `width` units each way, the label in the bias of each."""
 
     def hidden(tensor: tf.Tensor, one_hot: tf.Tensor | None) -> tf.Tensor:
-        for _ in range(depth):
-            tensor = keras.layers.Dense(width, use_bias=one_hot is None)(tensor)
-            tensor = SiLU()(add_label(tensor, one_hot))
-        return tensor
+        return _hidden_layers(tensor, one_hot, width, depth)
 
     return _dense_networks(hidden, image_shape, num_classes, latent_size)
 
@@ -96,6 +93,38 @@ def conv(image_shape: tuple[int, ...], num_classes: int, latent_size: int, width
     return Networks(encoder, _decoder(latent, one_hot, tensor, image_shape))
 
 
+def stacked(m1: Networks, num_classes: int, width: int = 128) -> Networks:
+    """M1+M2: the networks of a plain VAE, and over its latent z1 the encoder of another, which has the label.
+
+        z = [z2, z1],  q(z|x,y) = q(z1|x) q(z2|z1,y),  p(x|z) = p(x|z1)
+
+    q(z2|z1,y) reads the mean of q(z1|x). The decoder of z1, p(z1|z2,y), is part of the prior: a
+    `flows.CouplingFlow` with a single coupling.
+
+    Source: Kingma, Mohamed, Rezende and Welling 2014, section 2.1.
+
+    Args:
+        m1: Encoder and decoder without label.
+        num_classes: Number of classes, >= 1.
+        width: Units of the two hidden layers between z1 and z2.
+    """
+    (latent_size,) = m1.decoder.input_shape[1:]
+    image, one_hot = m1.encoder.input, _one_hot_input(num_classes)
+    # The last two layers of an encoder make parameters of the hidden units, and a distribution of those.
+    hidden = m1.encoder.layers[-2].input
+    mean, raw_scale = keras.layers.Dense(latent_size)(hidden), keras.layers.Dense(latent_size)(hidden)
+    hidden = _hidden_layers(mean, one_hot, width, depth=2)
+    upper_mean, upper_raw_scale = keras.layers.Dense(latent_size)(hidden), keras.layers.Dense(latent_size)(hidden)
+    params = keras.layers.Concatenate()([upper_mean, mean, upper_raw_scale, raw_scale])
+    encoder = keras.Model([image, one_hot], MultivariateNormalDiag(2 * latent_size)(params), name="encoder")
+
+    latent = keras.Input((2 * latent_size,), name="latent")
+    # z1 alone: the second of two rows. A slice would be a layer that runs any code, which no file may have.
+    tensor = keras.layers.Cropping1D((1, 0))(keras.layers.Reshape((2, latent_size))(latent))
+    logits = keras.Model(m1.decoder.input, m1.decoder.get_layer("pixel_bias").input)(keras.layers.Flatten()(tensor))
+    return Networks(encoder, _decoder(latent, None, logits, m1.decoder.layers[-1].event_shape))
+
+
 def label_prior(num_classes: int, latent_size: int) -> keras.Model:
     """Prior p(z|y): a diagonal normal for each class, which starts as N(0, I)."""
     one_hot = keras.Input((num_classes,), name="one_hot")
@@ -129,6 +158,13 @@ def _dense_networks(
     latent, one_hot = keras.Input((latent_size,), name="latent"), _one_hot_input(num_classes)
     logits = keras.layers.Dense(IndependentBernoulli.params_size(image_shape), use_bias=False)(hidden(latent, one_hot))
     return Networks(encoder, _decoder(latent, one_hot, logits, image_shape))
+
+
+def _hidden_layers(tensor: tf.Tensor, one_hot: tf.Tensor | None, width: int, depth: int) -> tf.Tensor:
+    for _ in range(depth):
+        tensor = keras.layers.Dense(width, use_bias=one_hot is None)(tensor)
+        tensor = SiLU()(add_label(tensor, one_hot))
+    return tensor
 
 
 def _one_hot_input(num_classes: int) -> tf.Tensor | None:

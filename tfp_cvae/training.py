@@ -106,7 +106,7 @@ def _lead(
         _check_can_train(config, dataset, strategy)
         if config.binarization == "none" and verbose:
             print("The bounds below are on grey images: not comparable with bounds on binary images.")
-        if config.model == "m2" and not dataset.train.has_unlabelled() and verbose:
+        if config.semi_supervised and not dataset.train.has_unlabelled() and verbose:
             print("All training images have a label: --num-labels keeps a few.")
         path.mkdir(parents=True, exist_ok=True)
         with locked(path):
@@ -145,7 +145,8 @@ def _load(config: TrainConfig) -> Dataset:
     dataset = load_training_data(config)
     if config.model == "cvae" and config.conditional and dataset.train.has_unlabelled():
         raise ValueError(
-            f"model: expected m1 or m2 for {dataset.name}, where some images have no label, got cvae; pass --model m2"
+            f"model: expected m1, m2 or m1+m2 for {dataset.name}, where some images have no label, got cvae; pass "
+            "--model m2"
         )
     return dataset
 
@@ -222,7 +223,7 @@ def _train(run: Run, dataset: Dataset, strategy: tf.distribute.Strategy, verbose
         bound = evaluate_bound(best, held_out_batches(dataset.test, config))
         protocol = held_out_protocol(dataset, config.binarization, bound.num_images, bound.num_samples)
         result = {**bound.to_dict(), "protocol": protocol}
-        if config.model in ("m1", "m2"):
+        if config.model != "cvae":
             image, label = dataset.test.binarized(config.binarization), dataset.test.labels
             accuracy = label_posterior_accuracy(best, dataset.train, image, label, config.binarization)
             result["label_posterior_accuracy"] = accuracy.to_dict()
@@ -250,8 +251,10 @@ def _steps_per_epoch(config: TrainConfig, dataset: Dataset) -> int:
 def build_model(config: TrainConfig, dataset: Dataset) -> CVAE:
     """Builds the untrained model of a configuration; each pixel's bias starts at the log-odds of its mean."""
     build = build_cvae
-    if config.model == "m2":
-        build = functools.partial(build_semi_supervised_cvae, deformation=config.deformation)
+    if config.semi_supervised:
+        build = functools.partial(
+            build_semi_supervised_cvae, stacked=config.model == "m1+m2", deformation=config.deformation
+        )
     cvae = build(
         dataset.image_shape,
         dataset.num_classes if config.conditional else 0,
@@ -281,7 +284,7 @@ def compile_model(cvae: CVAE, config: TrainConfig, steps_per_epoch: int) -> None
     )
     if config.objective == "iwae":
         loss = NegativeIWAE()
-    elif config.model == "m2":
+    elif config.semi_supervised:
         loss = SemiSupervisedNegativeELBO(config.classification_weight, config.kl_weight, config.free_bits)
     else:
         loss = NegativeELBO(kl_weight=config.kl_weight, free_bits=config.free_bits)
@@ -329,7 +332,7 @@ def _fit(
     listeners = [
         HistoryCSV(run.path / "history.csv", images_per_epoch=steps_per_epoch * config.batch_size),
         *([KLWarmUp(config.kl_warmup_epochs, config.kl_weight)] if config.kl_warmup_epochs else []),
-        *([LabelWarmUp(config.label_warmup_epochs)] if config.model == "m2" and config.label_warmup_epochs else []),
+        *([LabelWarmUp(config.label_warmup_epochs)] if config.semi_supervised and config.label_warmup_epochs else []),
         *([SwapEMAWeights()] if config.ema_momentum else []),
         StopAtNonFiniteLoss(),
         keras.callbacks.ModelCheckpoint(str(run.path / "model.keras"), save_best_only=True, **best),

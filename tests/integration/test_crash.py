@@ -44,6 +44,14 @@ SETTINGS = {
         "width": 16,
         "latent_size": 4,
     },
+    "few labels, stacked": {
+        "model": "m1+m2",
+        "num_labels": 6,
+        "labelled_per_batch": 4,
+        "label_warmup_epochs": 2,
+        "width": 16,
+        "latent_size": 4,
+    },
 }
 
 
