@@ -166,7 +166,7 @@ def test_evaluation_and_plot_keep_the_manifest(folder):
 def test_resumed_run_is_that_of_a_training_that_was_not_stopped(stopped, tmp_path, npz, capsys):
     train(small(npz), tmp_path / "whole" / "run", verbose=0)
     train(small(npz), stopped.path, resume=True)
-    assert "resumed after 1 epochs" in capsys.readouterr().out
+    assert "resumed after 1 epoch\n" in capsys.readouterr().out
     (tmp_path / "resumed").mkdir()
     stopped.path.rename(tmp_path / "resumed" / "run")
     assert crash.differences(crash.result(tmp_path / "whole/run"), crash.result(tmp_path / "resumed/run")) == []

@@ -21,6 +21,7 @@ from tfp_cvae.config import EvaluationConfig, TrainConfig
 from tfp_cvae.data import make_dataset
 from tfp_cvae.evaluation import evaluate, evaluate_run
 from tfp_cvae.export import export_saved_model
+from tfp_cvae.figures import under_label
 from tfp_cvae.likelihood import likelihood_under_each_label
 from tfp_cvae.losses import ELBO, NegativeELBO, NegativeIWAE, Rate, SemiSupervisedNegativeELBO
 from tfp_cvae.model import CVAE
@@ -116,6 +117,21 @@ def test_m2_stands_on_the_latent_of_m1(m2, batch):
     np.testing.assert_array_equal(m2.decode(latent, label), m2.decode(changed, (label + 1) % 3))
     first, second = m2.generate(label, seed=0), m2.generate((label + 1) % 3, seed=0)
     assert np.abs(first - second).max() > 1e-3
+
+
+def test_an_analogy_has_the_style_and_another_label(m2, batch):
+    image, label = batch[0][:6], np.arange(6) % 3
+    eye = np.eye(3, dtype=np.float32)
+    for other in range(3):
+        found = under_label(m2, image, eye[label], eye[other])
+        own = label == other
+        np.testing.assert_allclose(found[own], m2.reconstruct(image, label).numpy()[own], atol=1e-5)
+        assert np.abs(found[~own] - m2.reconstruct(image, label).numpy()[~own]).max() > 1e-3
+    # Of a generated image the style is the noise that it was made of.
+    posterior = tfd.MultivariateNormalDiag(m2.sample_prior(tf.range(6), eye[label]), tf.ones([6, m2.latent_size]))
+    m2.posterior = lambda image, one_hot: posterior
+    made = under_label(m2, image, eye[label], eye[1])
+    np.testing.assert_allclose(made, m2.generate([1] * 6, seed=0), atol=1e-5)
 
 
 def test_stacked_takes_no_other_prior():

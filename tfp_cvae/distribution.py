@@ -114,7 +114,7 @@ def gathered(rows: np.ndarray, strategy: tf.distribute.Strategy) -> np.ndarray:
     """Rows of all workers, in the order of `rows_of_worker`.
 
     Args:
-        rows: Those of this worker, `[n, ...]`; each worker has to call this, with as many as it may have.
+        rows: Those of this worker, `[n, ...]`, or none; each worker has to call this.
         strategy: Strategy of all workers.
 
     Returns:

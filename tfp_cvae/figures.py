@@ -99,10 +99,10 @@ def _figures(run: Run, cvae: CVAE, dataset: Dataset | None) -> Iterator[tuple[st
     history = run.history()
     if history:
         columns = {key: np.array([row[key] for row in history]) for key in history[0]}
-        yield (
-            "lower_bound",
-            plotting.lower_bound(columns, f"{name}: evidence lower bound (held-out images {run.binarization_note()})"),
-        )
+        title = f"{name}: evidence lower bound (held-out images {run.binarization_note()})"
+        if run.config.semi_supervised:
+            title += "\nof log p(x), and of log p(x,y) for training images with a label"
+        yield "lower_bound", plotting.lower_bound(columns, title)
     if run.has_images_by_epoch():
         epochs, images = run.images_by_epoch()
         yield (
@@ -135,8 +135,28 @@ def _classes(run: Run, cvae: CVAE) -> Figure:
     )
 
 
+def under_label(cvae: CVAE, image: np.ndarray, one_hot: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Images of another class in the style of given ones: their analogies.
+
+    The style is the standard normal that the prior of an image's own label turns into its latent, the mean of q(z|x,y);
+    the prior of another label turns it into a latent of that one. With the prior N(0, I) both are the latent itself.
+
+    Args:
+        cvae: A model with classes.
+        image: `[n, height, width, channels]` float32, in [0, 1].
+        one_hot: Their own labels, `[n, num_classes]` float32.
+        other: The other label, `[num_classes]` float32.
+
+    Returns:
+        Pixel probabilities, `[n, height, width, channels]` float32 in [0, 1].
+    """
+    style = cvae.prior(one_hot).bijector.inverse(cvae.posterior(image, one_hot).mean())
+    others = np.repeat(other[np.newaxis], len(image), axis=0)
+    return cvae.likelihood(cvae.prior(others).bijector.forward(style), others).mean().numpy()
+
+
 def _styles(run: Run, cvae: CVAE, dataset: Dataset) -> Figure:
-    """Test images, their reconstructions, and their latents decoded under every label."""
+    """Test images, their reconstructions, and their styles under every label."""
     split = dataset.test
     # Each class in turn: the first image of each, then the second of each, ...
     turn = np.zeros(len(split), int)
@@ -149,14 +169,14 @@ def _styles(run: Run, cvae: CVAE, dataset: Dataset) -> Figure:
     columns = [image, cvae.reconstruct(image, label if cvae.num_classes else None)]
     names = ["image", "recon."]
     if one_hot is not None:
-        latent = cvae.posterior(image, one_hot[label]).mean()
-        columns += [cvae.likelihood(latent, np.repeat(row[np.newaxis], len(image), 0)).mean() for row in one_hot]
+        columns += [under_label(cvae, image, one_hot[label], row) for row in one_hot]
         names += run.class_names
     return plotting.image_table(
         np.stack(columns, axis=1),
         [dataset.class_names[index] for index in label],
         names,
-        title=f"{run.config.dataset}: test images, and their latents under every label",
+        title=f"{run.config.dataset}: test images"
+        + (", and their styles under every label" if cvae.num_classes else ", and their reconstructions"),
         row_label="class" if cvae.num_classes else "",
         column_label="decoded as" if cvae.num_classes else "",
         gap_after=2,

@@ -119,7 +119,7 @@ def stacked(m1: Networks, num_classes: int, width: int = 128) -> Networks:
     encoder = keras.Model([image, one_hot], MultivariateNormalDiag(2 * latent_size)(params), name="encoder")
 
     latent = keras.Input((2 * latent_size,), name="latent")
-    # z1 alone: the second of two rows. A slice would be a layer that runs any code, which no file may have.
+    # z1 alone, as the second of two rows: a slice would be a layer that the reader of model files refuses.
     tensor = keras.layers.Cropping1D((1, 0))(keras.layers.Reshape((2, latent_size))(latent))
     logits = keras.Model(m1.decoder.input, m1.decoder.get_layer("pixel_bias").input)(keras.layers.Flatten()(tensor))
     return Networks(encoder, _decoder(latent, None, logits, m1.decoder.layers[-1].event_shape))

@@ -27,7 +27,7 @@ class SemiSupervisedCVAE(CVAE):
 
     Args:
         encoder: As of `CVAE`, with a label.
-        decoder: As of `CVAE`, with a label.
+        decoder: As of `CVAE`; of M1+M2 without a label (`networks.stacked`).
         classifier: Functional Keras model from `image` to a `OneHotCategorical` layer, q(y|x).
         prior: As of `CVAE`.
         num_samples: As of `CVAE`, for each label.

@@ -349,7 +349,7 @@ def _fit(
     if is_chief:
         run.delete_evaluation()
     if backup.epoch and verbose:
-        print(f"resumed after {backup.epoch} epochs", flush=True)
+        print(f"resumed after {backup.epoch} epoch{'s' if backup.epoch > 1 else ''}", flush=True)
     interruption = Interruption()
     previous = interruption.listen()
     try:
