@@ -22,6 +22,7 @@ from tfp_cvae.data import make_dataset
 from tfp_cvae.evaluation import evaluate, evaluate_run
 from tfp_cvae.export import export_saved_model
 from tfp_cvae.figures import under_label
+from tfp_cvae.layers import MultivariateNormalDiag
 from tfp_cvae.likelihood import likelihood_under_each_label
 from tfp_cvae.losses import ELBO, NegativeELBO, NegativeIWAE, Rate, SemiSupervisedNegativeELBO
 from tfp_cvae.model import CVAE
@@ -117,6 +118,38 @@ def test_m2_stands_on_the_latent_of_m1(m2, batch):
     np.testing.assert_array_equal(m2.decode(latent, label), m2.decode(changed, (label + 1) % 3))
     first, second = m2.generate(label, seed=0), m2.generate((label + 1) % 3, seed=0)
     assert np.abs(first - second).max() > 1e-3
+
+
+@pytest.mark.parametrize("network", ["mlp", "residual", "conv", "stacked", "no label", "twice", "image and label"])
+def test_each_label_has_the_posterior_of_the_encoder(network, batch):
+    """What does not depend on the label is computed once, whatever the encoder is made of."""
+    keras.utils.set_random_seed(0)
+    named = "mlp" if network in ("no label", "twice", "image and label") else network
+    model = build_semi_supervised_cvae(
+        (8, 8, 1), 3, 4, "mlp" if named == "stacked" else named, width=16, stacked=named == "stacked"
+    )
+    size, encoder = model.latent_size, model.encoder
+    if named != network:
+        image, one_hot = keras.Input((8, 8, 1), name="image"), keras.Input((3,), name="one_hot")
+        hidden, twice = keras.layers.Dense(3)(keras.layers.Flatten()(image)), keras.layers.Dense(3)
+        hidden = {
+            "no label": lambda: hidden,
+            "twice": lambda: twice(keras.layers.Add()([twice(hidden), twice(one_hot)])),
+            "image and label": lambda: keras.layers.Dot(axes=(3, 1))([image, keras.layers.Dense(1)(one_hot)]),
+        }[network]()
+        params = keras.layers.Dense(2 * size)(keras.layers.Flatten()(hidden))
+        inputs = [image] if network == "no label" else [image, one_hot]
+        encoder = keras.Model(inputs, MultivariateNormalDiag(size)(params))
+        model = SemiSupervisedCVAE(encoder, model.decoder, model.classifier)
+    perturb(encoder)
+    image, one_hot = batch[0][:6], np.tile(np.eye(3, dtype=np.float32), (6, 1))
+    found = model((image, np.tile(NONE, (6, 1)))).given_each_label.posterior
+    each = np.repeat(image, 3, axis=0)
+    expected = encoder(each if network == "no label" else [each, one_hot])
+    np.testing.assert_allclose(found.mean(), expected.mean(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.stddev(), expected.stddev(), rtol=1e-5, atol=1e-6)
+    assert network == "no label" or np.abs(np.diff(np.reshape(found.mean(), (6, 3, size)), axis=1)).max() > 1e-3
+    assert len(model.weights) == len({id(weight) for weight in model.weights})
 
 
 def test_an_analogy_has_the_style_and_another_label(m2, batch):

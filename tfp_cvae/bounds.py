@@ -54,7 +54,7 @@ def evaluate_bound(cvae: CVAE, batches: Iterable[Any]) -> Bound:
         # Given the label, also of a model that could do without.
         own_image, one_hot = cvae.checked_inputs(inputs)
         noise = cvae.noise(own_image, cvae.num_samples * cvae.latent_size, training=False)
-        output = cvae.infer(own_image, one_hot, noise)
+        output = cvae.infer(cvae.posterior(own_image, one_hot), one_hot, noise)
         return objectives.rate(output), objectives.distortion(image, output), objectives.iwae(image, output)
 
     # As a concrete function, for TensorFlow would warn of the tracings where several models are measured.

@@ -158,17 +158,17 @@ class CVAE(CheckedModel):
             ValueError: If image or one_hot is missing or has the wrong shape.
         """
         image, one_hot = self.checked_inputs(inputs)
-        return self.infer(image, one_hot, self.noise(image, self.num_samples * self.latent_size, training))
+        posterior = self.posterior(image, one_hot)
+        return self.infer(posterior, one_hot, self.noise(image, self.num_samples * self.latent_size, training))
 
-    def infer(self, image: tf.Tensor, one_hot: tf.Tensor | None, noise: tf.Tensor) -> CVAEOutput:
-        """Encodes, samples and decodes, with the standard normal noise of the latent samples.
+    def infer(self, posterior: tfd.Distribution, one_hot: tf.Tensor | None, noise: tf.Tensor) -> CVAEOutput:
+        """Samples and decodes, with the standard normal noise of the latent samples.
 
         Args:
-            image: `[batch, height, width, channels]` float32, in [0, 1].
+            posterior: q(z|x,y), batch shape `[batch]`, event shape `[latent_size]`.
             one_hot: `[batch, num_classes]` float32; None without classes.
             noise: `[batch, num_samples * latent_size]` float32.
         """
-        posterior = self.posterior(image, one_hot)
         noise = tf.transpose(tf.reshape(noise, [-1, self.num_samples, self.latent_size]), [1, 0, 2])
         latent = posterior.mean() + posterior.stddev() * noise
         return CVAEOutput(posterior, self.prior(one_hot), latent, self.likelihood(latent, one_hot))

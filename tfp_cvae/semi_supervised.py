@@ -1,5 +1,6 @@
 """The CVAE that learns from few labels: M2 of Kingma, Mohamed, Rezende and Welling 2014."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,7 @@ class SemiSupervisedCVAE(CVAE):
         checks.number("deformation", deformation, 0)
         self.classifier = classifier
         self.deformation = deformation
+        self._posterior_given_each_label = _given_each_label(encoder, self.num_classes)
 
     def label_posterior(self, image: tf.Tensor) -> tfd.Distribution:
         """Approximate posterior of the label, q(y|x).
@@ -125,11 +127,9 @@ class SemiSupervisedCVAE(CVAE):
 
     def _given_each_label(self, image: tf.Tensor, noise: tf.Tensor) -> CVAEOutput:
         """Output of the CVAE under each label, with the same noise, as the bounds under them are compared."""
-        return self.infer(
-            tf.repeat(image, self.num_classes, axis=0),
-            tf.tile(tf.eye(self.num_classes), [tf.shape(image)[0], 1]),
-            tf.repeat(noise, self.num_classes, axis=0),
-        )
+        one_hot = tf.tile(tf.eye(self.num_classes), [tf.shape(image)[0], 1])
+        posterior = self._posterior_given_each_label(image, one_hot)
+        return self.infer(posterior, one_hot, tf.repeat(noise, self.num_classes, axis=0))
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -142,3 +142,39 @@ class SemiSupervisedCVAE(CVAE):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "SemiSupervisedCVAE":
         classifier = keras.saving.deserialize_keras_object(config["classifier"], custom_objects)
         return super().from_config({**config, "classifier": classifier}, custom_objects)
+
+
+def _given_each_label(encoder: keras.Model, num_classes: int) -> Callable[[tf.Tensor, tf.Tensor], tfd.Distribution]:
+    """Function from images, and one-hot labels of `num_classes` rows for each, to q(z|x,y) of each row.
+
+    What reads the image alone is computed once for all labels. Keras would track attributes of the model a second time,
+    and so this is a function.
+    """
+
+    def rows(tensor: tf.Tensor) -> tf.Tensor:
+        return tf.repeat(tensor, num_classes, axis=0)
+
+    if len(encoder.inputs) == 1:
+        return lambda image, one_hot: encoder(rows(image))
+    image, one_hot = encoder.inputs
+    nodes = [
+        (tf.nest.flatten(node.input_tensors), tf.nest.flatten(node.output_tensors))
+        for layer in encoder.layers
+        for node in layer.inbound_nodes
+    ]
+    with_label, size = {id(one_hot)}, 0
+    while len(with_label) > size:
+        size = len(with_label)
+        for inputs, outputs in nodes:
+            if with_label.intersection(map(id, inputs)):
+                with_label.update(map(id, outputs))
+    shared = {
+        id(tensor): tensor
+        for inputs, _ in nodes
+        if with_label.intersection(map(id, inputs))
+        for tensor in inputs
+        if id(tensor) not in with_label
+    }
+    first = keras.Model(image, list(shared.values()))
+    rest = keras.Model([*shared.values(), one_hot], encoder.output)
+    return lambda image, one_hot: rest([*map(rows, tf.nest.flatten(first(image))), one_hot])
