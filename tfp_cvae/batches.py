@@ -1,6 +1,10 @@
-"""Batches of training images, shuffled and binarized afresh in each epoch: functions of (seed, epoch) alone."""
+"""Batches of images: for training shuffled and binarized afresh in each epoch, functions of (seed, epoch) alone.
+
+Images on disk are read a batch at a time, some batches ahead, and give the same batches as those in memory.
+"""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -8,6 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_cvae.config import Binarization
+from tfp_cvae.on_disk import Images, RowsOnDisk
+from tfp_cvae.splits import UNLABELLED
 
 # Of the generators of `tf.random`, the one that is the same on all devices.
 _PHILOX = 1
@@ -29,13 +35,14 @@ class EpochCounter:
 
 
 def shuffled_epochs(
-    images: np.ndarray, one_hot: np.ndarray, epochs: EpochCounter, share: tuple[int, int] = (0, 1)
+    images: Images, labels: np.ndarray, num_classes: int, epochs: EpochCounter, share: tuple[int, int] = (0, 1)
 ) -> tf.data.Dataset:
     """Batches of which each iteration is the next epoch.
 
     Args:
         images: `[n, height, width, channels]` uint8.
-        one_hot: `[n, num_classes]` float32; rows of zeros where there is no label.
+        labels: `[n]` integer; -1 where there is none.
+        num_classes: Number of classes.
         epochs: Settings of the batches, checked; it counts the iterations.
         share: `(i, n)` for the i-th of n equal parts of each batch.
 
@@ -47,7 +54,7 @@ def shuffled_epochs(
     rows = batch_size // share[1]
     first = share[0] * rows
     static_rows = rows if epochs.settings["drop_remainder"] else None
-    all_images, all_one_hot = tf.constant(images), tf.constant(one_hot)
+    read, all_labels = _reader(images), tf.constant(labels)
 
     def next_epoch() -> Iterator[int]:
         epochs.next += 1
@@ -56,7 +63,7 @@ def shuffled_epochs(
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         epoch_seed = tf.random.experimental.stateless_fold_in(tf.constant([seed, 0], tf.int32), epoch)
         if "labelled_per_batch" in epochs.settings:
-            whole_batch = _mixed_order(one_hot, epochs.settings, epoch_seed)
+            whole_batch = _mixed_order(labels != UNLABELLED, epochs.settings, epoch_seed)
         else:
             whole_batch = _order(tf.range(len(images)), batch_size, epoch_seed)
 
@@ -64,8 +71,8 @@ def shuffled_epochs(
             index = whole_batch(step)[first : first + rows]
             index.set_shape([static_rows])
             step_seed = tf.random.experimental.stateless_fold_in(epoch_seed, step)
-            image = _binarize(tf.gather(all_images, index), binarization, step_seed, first)
-            return image, tf.gather(all_one_hot, index)
+            image = _binarize(read(index), binarization, step_seed, first)
+            return image, tf.one_hot(tf.gather(all_labels, index), num_classes)
 
         return tf.data.Dataset.range(epochs.steps, output_type=tf.int32).map(
             one_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
@@ -75,15 +82,84 @@ def shuffled_epochs(
     return dataset.flat_map(one_epoch).apply(tf.data.experimental.assert_cardinality(epochs.steps))
 
 
+def in_order(images: RowsOnDisk, labels: np.ndarray, num_classes: int, settings: Mapping[str, Any]) -> tf.data.Dataset:
+    """Batches of images on disk in their order, binarized once.
+
+    Args:
+        images: `[n, height, width, channels]` uint8.
+        labels: `[n]` integer; -1 where there is none.
+        num_classes: Number of classes.
+        settings: Of the batches, checked.
+
+    Returns:
+        As of `shuffled_epochs`.
+    """
+    all_labels = tf.constant(labels)
+
+    def draw(index: np.ndarray) -> np.ndarray:
+        rows = slice(int(index[0]), int(index[-1]) + 1)
+        return binarized_once(images, rows, settings["binarization"], settings["seed"])
+
+    def one_batch(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        image = _computed(draw, index, images, tf.float32)
+        return image, tf.one_hot(tf.gather(all_labels, index), num_classes)
+
+    index = tf.data.Dataset.range(len(images)).batch(settings["batch_size"], settings["drop_remainder"])
+    return index.map(one_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def binarized_once(images: Images, rows: slice, binarization: Binarization, seed: int) -> np.ndarray:
+    """Consecutive images, binarized in the one draw of all: whichever they are, it is the same for each.
+
+    Args:
+        images: `[n, height, width, channels]` uint8.
+        rows: Which of them.
+        binarization: As for `Split.binarized`.
+        seed: Seed of the draw.
+
+    Returns:
+        `[rows, height, width, channels]` float32.
+    """
+    grey = images[rows]
+    if binarization == "none":
+        return grey / np.float32(255)
+    if binarization == "threshold":
+        return (grey >= 128).astype(np.float32)
+    before = rows.start * math.prod(images.shape[1:])
+    generator = np.random.PCG64(seed)
+    # Two numbers of float32 come of each of its steps.
+    generator.advance(before // 2)
+    uniform = np.random.Generator(generator)
+    uniform.random(before % 2, np.float32)
+    return (uniform.random(grey.shape, np.float32) * 255 < grey).astype(np.float32)
+
+
+def _reader(images: Images) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Function from indices to those images."""
+    if not isinstance(images, RowsOnDisk):
+        all_images = tf.constant(images)
+        return lambda index: tf.gather(all_images, index)
+    return lambda index: _computed(images.__getitem__, index, images, tf.uint8)
+
+
+def _computed(
+    function: Callable[[np.ndarray], np.ndarray], index: tf.Tensor, images: Images, dtype: tf.DType
+) -> tf.Tensor:
+    """What a function of NumPy makes of indices of images: as many images."""
+    computed = tf.numpy_function(function, [index], dtype, stateful=False)
+    return tf.ensure_shape(computed, [*index.shape, *images.shape[1:]])
+
+
 def _order(index: tf.Tensor, batch_size: int, seed: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
     """Function from a step to the indices of its batch, of which each comes once in an epoch."""
     order = tf.random.experimental.stateless_shuffle(index, seed)
     return lambda step: order[step * batch_size : (step + 1) * batch_size]
 
 
-def _mixed_order(one_hot: np.ndarray, settings: Mapping[str, Any], seed: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
+def _mixed_order(
+    has_label: np.ndarray, settings: Mapping[str, Any], seed: tf.Tensor
+) -> Callable[[tf.Tensor], tf.Tensor]:
     """The same for batches that begin with labelled images, which come again and again, and go on with unlabelled."""
-    has_label = one_hot.any(axis=-1)
     labelled, unlabelled = (tf.constant(np.flatnonzero(which), tf.int32) for which in (has_label, ~has_label))
     number = settings["labelled_per_batch"]
     again = tf.random.experimental.stateless_shuffle(labelled, tf.random.experimental.stateless_fold_in(seed, -1))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tfp_cvae import on_disk
 from tfp_cvae.archive import one_line
 
 
@@ -107,12 +108,12 @@ def one_hot_or_zero(name: str, value: np.ndarray) -> None:
         )
 
 
-def pixels(name: str, value: Any) -> np.ndarray:
-    """Returns images as `[n, height, width, channels]` uint8.
+def pixels(name: str, value: Any) -> on_disk.Images:
+    """Returns images as `[n, height, width, channels]` uint8, those of a memory map of uint8 as rows on disk.
 
     Taken are integers in [0, 255], floats in [0, 1] and bool, with or without the axis of channels.
     """
-    images = np.asarray(value)
+    images = value if on_disk.stays_on_disk(value) else np.asarray(value)
     if images.ndim not in (3, 4):
         expected = "[n, height, width] or [n, height, width, channels]"
         raise ValueError(f"{name}: expected shape {expected}, got {list(images.shape)}")
@@ -121,13 +122,16 @@ def pixels(name: str, value: Any) -> np.ndarray:
     images = images[..., np.newaxis] if images.ndim == 3 else images
     if images.dtype == bool:
         return images * np.uint8(255)
-    low, high = (images.min(), images.max()) if np.issubdtype(images.dtype, np.number) else (0, 0)
+    if isinstance(images, np.memmap):
+        low, high = 0, on_disk.highest(images, enough=2)
+    else:
+        low, high = (images.min(), images.max()) if np.issubdtype(images.dtype, np.number) else (0, 0)
     if np.issubdtype(images.dtype, np.integer):
         if low < 0 or high > 255:
             raise ValueError(f"{name}: expected integers in [0, 255], got {low} to {high}")
         if high == 1:
             raise ValueError(f"{name}: expected integers in [0, 255], got only 0 and 1; give binary images as bool")
-        return images.astype(np.uint8)
+        return on_disk.RowsOnDisk(images) if isinstance(images, np.memmap) else images.astype(np.uint8)
     if np.issubdtype(images.dtype, np.floating):
         if not (low >= 0 and high <= 1):
             raise ValueError(f"{name}: expected floats in [0, 1], got {low} to {high}; divide them by their maximum")

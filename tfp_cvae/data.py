@@ -1,4 +1,4 @@
-"""Images and labels in memory, validated, and the batches that `fit` takes."""
+"""Images and labels, validated, and the batches that `fit` takes."""
 
 import dataclasses
 import hashlib
@@ -8,15 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfp_cvae import checks, splits
-from tfp_cvae.batches import EpochCounter, shuffled_epochs
+from tfp_cvae import checks, on_disk, splits
+from tfp_cvae.batches import EpochCounter, binarized_once, in_order, shuffled_epochs
 from tfp_cvae.config import Binarization
+from tfp_cvae.on_disk import Images, RowsOnDisk
 from tfp_cvae.splits import UNLABELLED
 
 # Seed of the one draw in which validation and test images are binarized, for all runs alike.
 HELD_OUT_SEED = 0
-
-_CHUNK = 8192
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -25,15 +24,20 @@ class Split:
 
     Attributes:
         name: "train", "validation" or "test".
-        images: `[n, height, width, channels]` uint8.
+        images: `[n, height, width, channels]` uint8; an array, or rows of a file.
         labels: `[n]` int64, in [0, num_classes); of training and validation images also -1, for none.
         num_classes: Number of classes.
     """
 
     name: str
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
     num_classes: int
+
+    def __post_init__(self) -> None:
+        for array in (self.images, self.labels):
+            if isinstance(array, np.ndarray):
+                array.flags.writeable = False
 
     def __len__(self) -> int:
         return len(self.images)
@@ -51,34 +55,50 @@ class Split:
 
     def rows(self, index: np.ndarray) -> "Split":
         """Images and labels of the given indices."""
-        return dataclasses.replace(self, images=self.images[index], labels=self.labels[index])
+        return dataclasses.replace(self, images=on_disk.rows_of(self.images, index), labels=self.labels[index])
+
+    def divided(self, chosen: np.ndarray, name: str) -> tuple["Split", "Split"]:
+        """Those that are not chosen, and the others as a split of that name; `chosen` is `[n]` bool."""
+        return self.rows(~chosen), dataclasses.replace(self.rows(chosen), name=name)
 
     def has_unlabelled(self) -> bool:
         """Whether there are images without label."""
         return bool(np.any(self.labels == UNLABELLED))
 
-    def binarized(self, binarization: Binarization = "dynamic", seed: int = HELD_OUT_SEED) -> np.ndarray:
+    def binarized(
+        self, binarization: Binarization = "dynamic", seed: int = HELD_OUT_SEED, rows: np.ndarray | None = None
+    ) -> np.ndarray:
         """One fixed draw of all images, a function of the seed alone.
 
         Args:
             binarization: "dynamic" draws each pixel as 1 with probability pixel/255; "threshold" is pixel >= 128;
                 "none" is pixel/255, whose bounds in nats are not comparable with those of binary images.
             seed: Seed of the draw.
+            rows: Which of the images to return, `[m]` integer; None for all.
 
         Returns:
-            `[n, height, width, channels]` float32 in {0, 1}, or in [0, 1] with "none".
+            `[n, height, width, channels]` float32 in {0, 1}, or in [0, 1] with "none"; with `rows`, `m` of these.
         """
         checks.choice("binarization", binarization, typing.get_args(Binarization))
-        if binarization == "none":
-            return self.images / np.float32(255)
-        if binarization == "threshold":
-            return (self.images >= 128).astype(np.float32)
-        generator = np.random.default_rng(seed)
-        drawn = np.empty(self.images.shape, np.float32)
-        for start in range(0, len(self), _CHUNK):
-            chunk = self.images[start : start + _CHUNK]
-            drawn[start : start + _CHUNK] = generator.random(chunk.shape, np.float32) * 255 < chunk
+        size = len(self) if rows is None else len(rows)
+        drawn = np.empty((size, *self.images.shape[1:]), np.float32)
+        done = 0
+        for part in on_disk.parts(self.images) if rows is None else _runs(rows):
+            binary = binarized_once(self.images, part, binarization, seed)
+            drawn[done : done + len(binary)] = binary
+            done += len(binary)
         return drawn
+
+    def mean_image(self, binarization: Binarization = "dynamic") -> np.ndarray:
+        """Mean over all images of what each pixel is expected to be: `[height, width, channels]` float32 in [0, 1]."""
+        # Dynamically binarized images have the mean of the grey ones.
+        kind: Binarization = "threshold" if binarization == "threshold" else "none"
+        total = np.zeros(self.images.shape[1:], np.float32)
+        for part in on_disk.parts(self.images):
+            # One after the other, so that the sum is the same whatever the parts are.
+            for image in binarized_once(self.images, part, kind, HELD_OUT_SEED):
+                total += image
+        return total / len(self)
 
     def batches(
         self,
@@ -146,7 +166,9 @@ class Split:
         )
         epochs = EpochCounter(initial_epoch, steps, settings)
         if self.name == "train":
-            dataset = shuffled_epochs(self.images, self.one_hot(), epochs, share)
+            dataset = shuffled_epochs(self.images, self.labels, self.num_classes, epochs, share)
+        elif isinstance(self.images, RowsOnDisk):
+            dataset = in_order(self.images, self.labels, self.num_classes, settings)
         else:
             arrays = (self.binarized(binarization, seed), self.one_hot())
             dataset = tf.data.Dataset.from_tensor_slices(arrays).batch(batch_size, drop_remainder=drop_remainder)
@@ -230,7 +252,8 @@ class Dataset:
         digest = hashlib.sha256(repr(self.class_names).encode())
         for split in (self.train, self.validation, self.test):
             digest.update(repr(split.images.shape).encode())
-            digest.update(np.ascontiguousarray(split.images).data)
+            for part in on_disk.parts(split.images):
+                digest.update(np.ascontiguousarray(split.images[part]).data)
             digest.update(np.ascontiguousarray(split.labels).data)
         return digest.hexdigest()
 
@@ -259,24 +282,19 @@ class Dataset:
         """
         images, labels = self._source()
         labels = splits.few_labels(labels, self.class_names, num_labels, seed)
-        held_out = self.validation.images, np.full_like(self.validation.labels, UNLABELLED)
-        if self.split_off is not None:
-            (images, labels), held_out, _ = splits.split_off(self.name, images, labels, len(self.validation))
-        for array in (images, labels, *held_out):
-            array.flags.writeable = False
         train = dataclasses.replace(self.train, images=images, labels=labels)
-        validation = dataclasses.replace(self.validation, images=held_out[0], labels=held_out[1])
+        validation = dataclasses.replace(self.validation, labels=np.full_like(self.validation.labels, UNLABELLED))
+        if self.split_off is not None:
+            train, validation = train.divided(splits.split_off(self.name, labels, len(validation)), "validation")
         return dataclasses.replace(self, train=train, validation=validation, split_off=None)
 
-    def _source(self) -> tuple[np.ndarray, np.ndarray]:
+    def _source(self) -> tuple[Images, np.ndarray]:
         """Images and labels that the source has for training, in its order."""
+        train, validation = self.train, self.validation
         if self.split_off is None:
-            return self.train.images, self.train.labels
-        images = np.empty((len(self.split_off), *self.image_shape), np.uint8)
-        labels = np.empty(len(self.split_off), np.int64)
-        for split, rows in ((self.train, ~self.split_off), (self.validation, self.split_off)):
-            images[rows], labels[rows] = split.images, split.labels
-        return images, labels
+            return train.images, train.labels
+        images = on_disk.merged_images(train.images, validation.images, self.split_off)
+        return images, on_disk.merged(train.labels, validation.labels, self.split_off)
 
 
 def make_dataset(
@@ -295,7 +313,8 @@ def make_dataset(
         name: Name of the data set, for messages.
         class_names: Name of each class, in the order of the labels.
         train: Images `[n, height, width]` or `[n, height, width, channels]`, of an integer type in [0, 255], of a float
-            type in [0, 1] or bool; and integer labels `[n]` in [0, len(class_names)), or -1 for none.
+            type in [0, 1] or bool; and integer labels `[n]` in [0, len(class_names)), or -1 for none. A `np.memmap` of
+            uint8 images stays on disk, and may be larger than the memory.
         validation: The same, or None.
         test: The same, with all labels; or None, if all training images have one.
 
@@ -303,43 +322,41 @@ def make_dataset(
         TypeError: If images or labels are of the wrong kind.
         ValueError: If shapes or values do not fit, a class has no training image, or a split would be empty.
     """
-    checked = {
-        split: (checks.pixels(f"{name}: {split} images", pair[0]), pair[1])
-        for split, pair in (("train", train), ("validation", validation), ("test", test))
-        if pair is not None
-    }
-    shape = checked["train"][0].shape[1:]
-    for split, (images, labels) in checked.items():
+    given = {"train": train, "validation": validation, "test": test}
+    pairs = {split: pair for split, pair in given.items() if pair is not None}
+    pixels = {split: checks.pixels(f"{name}: {split} images", images) for split, (images, _) in pairs.items()}
+    shape = pixels["train"].shape[1:]
+    made = {}
+    for split, (_, labels) in pairs.items():
+        # Taken out, so that nothing holds it in memory when it is divided below.
+        images = pixels.pop(split)
         if images.shape[1:] != shape:
             raise ValueError(
                 f"{name}: {split} images: expected the shape of the train images, {shape}, got {images.shape[1:]}"
             )
         labels = _checked_labels(f"{name}: {split} labels", labels, len(images), len(class_names), split != "test")
-        checked[split] = images, labels
-    if "test" not in checked and np.any(checked["train"][1] == UNLABELLED):
+        made[split] = Split(split, images, labels, len(class_names))
+    del images
+    if "test" not in made and made["train"].has_unlabelled():
         raise ValueError(
             f"{name}: expected test images and their labels where training images have none (label {UNLABELLED}), got "
             "none; give test_images and test_labels in an .npz"
         )
     split_off = None
     for split, limit in (("test", None), ("validation", 5000)):
-        if split not in checked:
-            size = len(checked["train"][1])
+        if split not in made:
+            size = len(made["train"])
             size = min(round(0.1 * size), size if limit is None else limit)
-            checked["train"], checked[split], chosen = splits.split_off(name, *checked["train"], size)
-            split_off = chosen if split == "validation" else None
-    labels = checked["train"][1]
+            split_off = splits.split_off(name, made["train"].labels, size)
+            made["train"], made[split] = made["train"].divided(split_off, split)
+    labels = made["train"].labels
     counts = np.bincount(labels[labels != UNLABELLED], minlength=len(class_names))
     if not counts.all():
         missing = class_names[int(np.argmin(counts))]
         raise ValueError(
             f"{name}: expected at least one training image of each class, got none of {missing!r} with its label"
         )
-    made = {}
-    for split, (images, labels) in checked.items():
-        images.flags.writeable = labels.flags.writeable = False
-        made[split] = Split(split, images, labels, len(class_names))
-    return Dataset(name, tuple(class_names), **made, split_off=split_off)
+    return Dataset(name, tuple(class_names), **made, split_off=split_off if validation is None else None)
 
 
 def _checked_labels(name: str, labels: np.ndarray, size: int, num_classes: int, none_too: bool) -> np.ndarray:
@@ -351,6 +368,12 @@ def _checked_labels(name: str, labels: np.ndarray, size: int, num_classes: int, 
     if given.size:
         checks.labels(name, given, num_classes)
     return labels
+
+
+def _runs(rows: np.ndarray) -> list[slice]:
+    """Slices of consecutive numbers."""
+    runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+    return [slice(int(run[0]), int(run[-1]) + 1) for run in runs if run.size]
 
 
 def _labelled(image: tf.Tensor, one_hot: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], tf.Tensor]:

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfp_cvae import distribution, latents, recognition
+from tfp_cvae import distribution, latents, on_disk, recognition
 from tfp_cvae.classification import classify, label_posterior_accuracy
 from tfp_cvae.config import Binarization, EvaluationConfig
 from tfp_cvae.data import Dataset, Split
@@ -57,7 +57,7 @@ def evaluate(
     _check_fit(cvae, dataset)
     begin = time.perf_counter()
     chosen = _choice(len(dataset.test), config.num_images, config.seed)
-    image, labels = dataset.test.binarized(binarization)[chosen], dataset.test.labels[chosen]
+    image, labels = dataset.test.binarized(binarization, rows=chosen), dataset.test.labels[chosen]
     label = labels if cvae.num_classes else None
     # First what is quick, so that what does not work shows before the long pass.
     latent = _latent_use(cvae, dataset.train, image, label, binarization, config.seed)
@@ -252,7 +252,13 @@ def _sample_quality(
     labelled, test = dataset.train.labelled(), dataset.test
     chosen = _choice(len(labelled), config.num_classifier_images, config.seed)
     real, labels = labelled.images[chosen], labelled.labels[chosen]
-    real_test = test.binarized("none")
+
+    def correct(classifier: keras.Model) -> np.ndarray:
+        judged = [
+            recognition.correct(classifier, test.images[part] / np.float32(255), test.labels[part])
+            for part in on_disk.parts(test.images)
+        ]
+        return np.concatenate(judged)
 
     def classifier(what: str, images: np.ndarray) -> keras.Model:
         if verbose:
@@ -270,16 +276,16 @@ def _sample_quality(
     on_generated = classifier("generated images", generated)
     among_generated = _choice(len(generated), _NEAREST_IMAGES, config.seed)
     among_test = _choice(len(test), _NEAREST_IMAGES, config.seed)
-    reconstructed = cvae.reconstruct(test.binarized(binarization)[among_test], test.labels[among_test]).numpy()
+    reconstructed = cvae.reconstruct(test.binarized(binarization, rows=among_test), test.labels[among_test]).numpy()
     samples, reconstructions, test_images = (
         Estimate.of(recognition.nearest(images, dataset.train, count=1)[0])
-        for images in (generated[among_generated], reconstructed, real_test[among_test])
+        for images in (generated[among_generated], reconstructed, test.binarized("none", rows=among_test))
     )
     quality = SampleQuality(
-        classifier_accuracy=Estimate.of(recognition.correct(on_real, real_test, test.labels)),
+        classifier_accuracy=Estimate.of(correct(on_real)),
         recognised=Estimate.of(recognised.ravel()),
         recognised_worst_class=min((Estimate.of(judged) for judged in recognised), key=lambda judged: judged.mean),
-        classification_accuracy_score=Estimate.of(recognition.correct(on_generated, real_test, test.labels)),
+        classification_accuracy_score=Estimate.of(correct(on_generated)),
         nearest_to_samples=samples,
         nearest_to_reconstructions=reconstructions,
         nearest_to_test_images=test_images,

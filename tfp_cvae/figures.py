@@ -164,7 +164,7 @@ def _styles(run: Run, cvae: CVAE, dataset: Dataset) -> Figure:
         turn[split.labels == label] = np.arange(np.sum(split.labels == label))
     chosen = np.lexsort((split.labels, turn))[:_STYLES]
     chosen = chosen[np.argsort(split.labels[chosen], kind="stable")]
-    image, label = split.binarized(run.config.binarization)[chosen], split.labels[chosen]
+    image, label = split.binarized(run.config.binarization, rows=chosen), split.labels[chosen]
     one_hot = np.eye(cvae.num_classes, dtype=np.float32) if cvae.num_classes else None
     columns = [image, cvae.reconstruct(image, label if cvae.num_classes else None)]
     names = ["image", "recon."]

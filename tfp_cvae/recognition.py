@@ -5,7 +5,7 @@ import tensorflow as tf
 import tf_keras as keras
 from sklearn.neighbors import NearestNeighbors
 
-from tfp_cvae import distribution
+from tfp_cvae import distribution, on_disk
 from tfp_cvae.data import Split
 from tfp_cvae.model import CVAE
 
@@ -137,6 +137,15 @@ def nearest(images: np.ndarray, train: Split, count: int = 5) -> tuple[np.ndarra
     Returns:
         Distances `[n, count]`, ascending, and indices `[n, count]` into `train`.
     """
-    flat = train.images.reshape(len(train), -1) / np.float32(255)
-    search = NearestNeighbors(n_neighbors=min(count, len(train)), algorithm="brute").fit(flat)
-    return search.kneighbors(images.reshape(len(images), -1))
+    flat = images.reshape(len(images), -1)
+    # Of those on disk there may be more than the memory can hold.
+    by_parts = isinstance(train.images, on_disk.RowsOnDisk)
+    found = []
+    for part in on_disk.parts(train.images) if by_parts else [slice(0, len(train))]:
+        among = train.images[part].reshape(part.stop - part.start, -1) / np.float32(255)
+        search = NearestNeighbors(n_neighbors=min(count, len(among)), algorithm="brute").fit(among)
+        distance, index = search.kneighbors(flat)
+        found.append((distance, index + part.start))
+    distance, index = (np.concatenate(columns, axis=1) for columns in zip(*found, strict=True))
+    order = np.argsort(distance, axis=1, kind="stable")[:, :count]
+    return np.take_along_axis(distance, order, axis=1), np.take_along_axis(index, order, axis=1)

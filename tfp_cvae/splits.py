@@ -54,20 +54,16 @@ def few_labels(all_labels: np.ndarray, class_names: Sequence[str], num_labels: i
     return labels
 
 
-def split_off(
-    name: str, images: np.ndarray, labels: np.ndarray, size: int
-) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], np.ndarray]:
-    """Splits off images of each class by its share, or of those without label if there are any; always the same ones.
+def split_off(name: str, labels: np.ndarray, size: int) -> np.ndarray:
+    """Chooses images to split off: of each class its share, or of those without label, if any; always the same ones.
 
     Args:
         name: Name of the data set, for messages.
-        images: `[n, ...]`.
-        labels: `[n]` integer.
+        labels: `[n]` integer, of the images.
         size: Number of images to split off.
 
     Returns:
-        Images and labels that are kept, those that are split off, each in the original order, and which these are,
-        `[n]` bool.
+        Which are split off, `[n]` bool.
 
     Raises:
         ValueError: If `size` is 0.
@@ -75,7 +71,7 @@ def split_off(
     if size == 0:
         raise ValueError(
             f"{name}: expected at least 10 images, of which a tenth is split off for validation and test, "
-            f"got {len(images)}; add images, or give the splits yourself in an .npz"
+            f"got {len(labels)}; add images, or give the splits yourself in an .npz"
         )
     pool = labels == UNLABELLED if np.any(labels == UNLABELLED) else np.full(len(labels), True)
     size = min(size, int(pool.sum()))
@@ -85,7 +81,7 @@ def split_off(
     quota = np.floor(share).astype(int)
     quota[np.argsort(quota - share, kind="stable")[: size - quota.sum()]] += 1
     generator = np.random.default_rng(0)
-    chosen = np.zeros(len(images), bool)
+    chosen = np.zeros(len(labels), bool)
     for label, count in zip(classes, quota, strict=True):
         chosen[generator.permutation(np.flatnonzero(labels == label))[:count]] = True
-    return (images[~chosen], labels[~chosen]), (images[chosen], labels[chosen]), chosen
+    return chosen

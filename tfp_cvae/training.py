@@ -266,9 +266,7 @@ def build_model(config: TrainConfig, dataset: Dataset) -> CVAE:
         num_samples=config.num_samples,
         seed=config.seed,
     )
-    # The mean of dynamically binarized images is that of the grey ones.
-    images = dataset.train.binarized("threshold" if config.binarization == "threshold" else "none")
-    mean = np.clip(images.mean(axis=0), 1e-3, 1 - 1e-3)
+    mean = np.clip(dataset.train.mean_image(config.binarization), 1e-3, 1 - 1e-3)
     bias = cvae.decoder.get_layer("pixel_bias").bias
     bias.assign(np.reshape(np.log(mean / (1 - mean)), bias.shape))
     return cvae
