@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import time
+import types
 import zlib
 
 import numpy as np
@@ -14,7 +15,8 @@ import pytest
 from conftest import stripes
 from test_archive import limited
 
-from tfp_cvae import archive, sources
+from tfp_cvae import archive, cache, sources
+from tfp_cvae.on_disk import RowsOnDisk
 from tfp_cvae.sources import list_datasets, load_dataset
 
 
@@ -48,6 +50,18 @@ def test_prepared_mnist():
     assert any(name == "mnist" and "prepared" in source for name, source in list_datasets())
 
 
+@pytest.mark.mnist
+def test_large_tfds_is_decoded_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    in_memory = load_dataset("mnist").fingerprint()
+    monkeypatch.setattr(cache, "MAX_BYTES_IN_MEMORY", 2**20)
+    for noted in (True, False):
+        data = load_dataset("mnist")
+        assert isinstance(data.train.images, RowsOnDisk)
+        assert data.fingerprint() == in_memory
+        assert ("mnist: decoding the images once, into " in capsys.readouterr().err) == noted
+
+
 def test_npz(tmp_path, npz):
     data = load_dataset(npz)
     assert data.class_names == ("0", "1", "2")
@@ -60,6 +74,79 @@ def test_npz(tmp_path, npz):
     assert given.class_names == ("a", "b", "c")
     np.testing.assert_array_equal(given.test.images, images[:9])
     assert len(given.train) + len(given.validation) == len(images)
+
+
+def write_arrays(folder, **arrays):
+    folder.mkdir(exist_ok=True)
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    return folder
+
+
+def test_folder_of_arrays(tmp_path):
+    """What an .npz gives, with images that stay in their files, whatever their size is."""
+    images, labels = stripes()
+    arrays = {"images": images, "labels": labels, "class_names": ["a", "b", "c"]}
+    for given in ({}, {"test_images": images[:9], "test_labels": labels[:9]}):
+        np.savez(tmp_path / "given.npz", **arrays, **given)
+        data = load_dataset(write_arrays(tmp_path / "given", **arrays, **given))
+        assert data.fingerprint() == load_dataset(tmp_path / "given.npz").fingerprint()
+        assert all(isinstance(split.images, RowsOnDisk) for split in (data.train, data.validation, data.test))
+    # Others that a .npz may hold are read.
+    for kind in (images / 255, images >= 128, images.astype(np.int32), images[..., 0]):
+        np.savez(tmp_path / "given.npz", images=kind, labels=labels)
+        found = load_dataset(write_arrays(tmp_path / "other", images=kind, labels=labels))
+        assert found.fingerprint() == load_dataset(tmp_path / "given.npz").fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda folder: (folder / "labels.npy").unlink(),
+            r"arrays: expected the arrays 'images' and 'labels', got \['images'\]",
+        ),
+        (lambda folder: write_arrays(folder, labels=np.zeros(7, int)), r"train labels: expected shape \[60\], one for"),
+        (lambda folder: write_arrays(folder, images=stripes(60)[0] // 128), "got only 0 and 1; give binary images as"),
+        (
+            lambda folder: write_arrays(folder, test_labels=stripes(60)[1]),
+            "expected the arrays 'test_images' and 'test_",
+        ),
+        (
+            lambda folder: write_arrays(folder, labels=np.array([{}] * 60)),
+            "labels.npy of dtype object, which is neither",
+        ),
+        (
+            lambda folder: (folder / "images.npy").write_bytes(b"junk"),
+            "images.npy: expected an .npy file of a plain arr",
+        ),
+        (
+            lambda folder: os.truncate(folder / "images.npy", 2000),
+            "images.npy, whose header claims another size than th",
+        ),
+        (lambda folder: os.truncate(folder / "labels.npy", 0), "labels.npy: expected a .npy file, got an empty file"),
+        (
+            lambda folder: os.mkfifo(folder / "class_names.npy"),
+            "expected a .npy file, which is a regular file, got a pi",
+        ),
+        (lambda folder: (folder / "class_names.npy").symlink_to("nowhere"), "expected an existing .npy file, got none"),
+    ],
+)
+def test_spoilt_folders_of_arrays(tmp_path, spoil, message):
+    images, labels = stripes(60)
+    folder = write_arrays(tmp_path / "arrays", images=images, labels=labels)
+    spoil(folder)
+    with limited(), pytest.raises(ValueError, match=message):
+        load_dataset(folder)
+
+
+def test_arrays_that_would_have_to_be_in_memory(tmp_path, monkeypatch):
+    images, labels = stripes(60)
+    monkeypatch.setattr(archive, "MAX_DECODED_BYTES", 2000)
+    load_dataset(write_arrays(tmp_path / "arrays", images=images, labels=labels))
+    for kind, dtype in ((images / np.float32(255), "float32"), (np.asfortranarray(images), "uint8 in Fortran order")):
+        with pytest.raises(ValueError, match=f"GiB of {dtype}, more than the .* where uint8 in C order would be read"):
+            load_dataset(write_arrays(tmp_path / "arrays", images=kind, labels=labels))
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3), ("P", 3)])
@@ -76,6 +163,90 @@ def test_folder_with_grey_and_colour_pictures(tmp_path):
     folder = write_folder(tmp_path / "pets", mode="L")
     PIL.Image.new("RGB", (12, 10), "red").save(folder / "cat" / "red.png")
     assert load_dataset(folder).image_shape == (10, 12, 3)
+
+
+@pytest.fixture
+def decoded_once(tmp_path, monkeypatch):
+    """As if the memory were small: a function that loads, and tells whether the images were decoded for it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "MAX_BYTES_IN_MEMORY", 1000)
+    written = []
+    monkeypatch.setattr(cache, "write_images", lambda *given, write=cache.write_images: written.append(write(*given)))
+
+    def load(name):
+        written.clear()
+        data = load_dataset(name)
+        assert all(isinstance(split.images, RowsOnDisk) for split in (data.train, data.validation, data.test))
+        return data, bool(written)
+
+    return load
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "mixed"])
+def test_a_large_folder_is_decoded_once(tmp_path, decoded_once, capsys, mode):
+    folder = write_folder(tmp_path / "pets", mode="L" if mode == "mixed" else mode)
+    if mode == "mixed":
+        PIL.Image.new("RGB", (12, 10), "red").save(folder / "dog" / "red.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "MAX_BYTES_IN_MEMORY", 10**6)
+        in_memory = load_dataset(folder)
+    data, decoded = decoded_once(folder)
+    assert decoded
+    assert data.fingerprint() == in_memory.fingerprint()
+    assert repr(data) == repr(in_memory)
+    assert "pets: decoding the images once, into " in capsys.readouterr().err
+    again, decoded = decoded_once(folder)
+    assert not decoded
+    assert again.fingerprint() == in_memory.fingerprint()
+    assert not capsys.readouterr().err
+
+
+def test_a_folder_that_has_changed_is_decoded_again(tmp_path, decoded_once):
+    folder = write_folder(tmp_path / "pets")
+    first, _ = decoded_once(folder)
+    picture = folder / "cat" / "00.png"
+    PIL.Image.new("L", (12, 10), 99).save(picture)
+    os.utime(picture, ns=(0, 0))
+    second, decoded = decoded_once(folder)
+    assert decoded
+    assert second.fingerprint() != first.fingerprint()
+    (folder / "cat").rename(folder / "bird")
+    third, decoded = decoded_once(folder)
+    assert decoded
+    assert third.class_names == ("bird", "dog")
+    # What nothing would find any more is gone, and what is open is still there.
+    assert len(list((tmp_path / "cache").rglob("images.npy"))) == 1
+    assert len({data.fingerprint() for data in (first, second, third)}) == 3
+
+
+def test_a_decoding_that_fails_leaves_nothing(tmp_path, decoded_once, monkeypatch):
+    folder = write_folder(tmp_path / "pets")
+    whole = (folder / "dog" / "11.png").read_bytes()
+    # Its header is good, so that this shows after the others have been written.
+    (folder / "dog" / "11.png").write_bytes(whole[:60])
+    with pytest.raises(ValueError, match=r"dog/11.png: expected a picture, got an unreadable file"):
+        load_dataset(folder)
+    assert not list((tmp_path / "cache").rglob("*.npy"))
+    (folder / "dog" / "11.png").write_bytes(whole)
+    assert decoded_once(folder)[1]
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    with pytest.raises(
+        OSError, match=r"expected to keep the decoded images in /dev/null/tfp_cvae, got .*; make room, or"
+    ):
+        load_dataset(folder)
+
+
+def test_a_disk_that_is_too_small(tmp_path, decoded_once, monkeypatch):
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=2000))
+    with pytest.raises(OSError, match=r"got 1.86e-06 GiB free where 2.68e-06 GiB are needed; make room, or set XDG"):
+        load_dataset(write_folder(tmp_path / "pets"))
+
+
+def test_large_pictures_of_two_sizes(tmp_path, decoded_once):
+    folder = write_folder(tmp_path / "pets")
+    resize(folder)
+    with pytest.raises(ValueError, match=r"dog/03.png: expected pictures of one size, 12x10 as .*cat/00.png, got 5x5"):
+        load_dataset(folder)
 
 
 def corrupt(folder):
@@ -236,21 +407,6 @@ def test_first_frame_of_an_animation(tmp_path):
         assert any((image == 7).all() for image in images)
         assert not any((image == 99).all() for image in images)
         (folder / "cat" / f"!.{kind}").unlink()
-
-
-def test_the_limit_holds_for_all_pictures(tmp_path, monkeypatch):
-    folder = write_folder(tmp_path / "pets")
-    load_dataset(folder)
-    monkeypatch.setattr(archive, "MAX_DECODED_BYTES", 2000)
-    with pytest.raises(ValueError, match=r"decoded, more than the .* that are held in memory; use fewer or smaller"):
-        load_dataset(folder)
-
-
-@pytest.mark.mnist
-def test_the_limit_holds_for_tfds(monkeypatch):
-    monkeypatch.setattr(archive, "MAX_DECODED_BYTES", 2**20)
-    with pytest.raises(ValueError, match=r"mnist/3.0.1: expected images that fit into memory, got 0.0511 GiB decoded"):
-        load_dataset("mnist")
 
 
 @pytest.mark.parametrize("name", ["a\nb", "\x1b[31m", "x" * 201])

@@ -10,6 +10,9 @@ import numpy as np
 from tfp_cvae import on_disk
 from tfp_cvae.archive import one_line
 
+# Of a class or a data set.
+LONGEST_NAME = 200
+
 
 def integer(name: str, value: Any, minimum: int) -> int:
     """Returns `value` if it is an integer >= `minimum`, else raises TypeError or ValueError."""
@@ -105,6 +108,15 @@ def one_hot_or_zero(name: str, value: np.ndarray) -> None:
         raise ValueError(
             f"{name}: expected rows that are one-hot, or 0 for no label, got another in row {int(np.argmin(good))}; "
             "give 0 where a label is not certain"
+        )
+
+
+def class_name(source: str, value: str) -> None:
+    """Checks that the name of a class can be printed, and is not endless."""
+    if not value.isprintable() or not 1 <= len(value) <= LONGEST_NAME:
+        raise ValueError(
+            f"{source}: class_names: expected 1 to {LONGEST_NAME} printable characters, "
+            f"got {one_line(repr(value), 100)}; rename the class"
         )
 
 

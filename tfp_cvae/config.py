@@ -37,7 +37,7 @@ class TrainConfig:
     """
 
     dataset: str = "mnist5k"
-    """mnist5k (embedded), a TFDS name such as mnist, a file.npz, or a folder with a subfolder for each class."""
+    """mnist5k (embedded), a TFDS name such as mnist, a file.npz, or a folder of .npy files or of classes."""
     binarization: Binarization = "dynamic"
     """Each pixel 1 with probability pixel/255, or if >= 128; or grey values, whose bounds are not comparable."""
     conditional: bool = True

@@ -1,38 +1,36 @@
-"""Where images come from: the embedded set, TensorFlow Datasets, an `.npz` file, or a folder of pictures."""
+"""Where images come from: the embedded set, TensorFlow Datasets, arrays in files, or a folder of pictures."""
 
 import concurrent.futures
+import functools
 import math
 import os
 import pathlib
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from tfp_cvae.archive import check_decoded_size, file_size, load_arrays, one_line
+from tfp_cvae import cache, checks
+from tfp_cvae.archive import load_arrays, map_arrays, one_line
 from tfp_cvae.config import TrainConfig
 from tfp_cvae.data import Dataset, make_dataset
+from tfp_cvae.picture_folders import load_pictures
 from tfp_cvae.splits import UNLABELLED
 
 EMBEDDED = "mnist5k"
 
 _SUGGESTED = ("mnist", "fashion_mnist", "kmnist", "emnist/balanced")
 _CONNECTION_TIMEOUT = 10.0
-
+# Images that TFDS decodes at a time where not all are held in memory.
+_BATCH_SIZE = 256
 _SPLITS = {"train": ("images", "labels")} | {
     split: (f"{split}_images", f"{split}_labels") for split in ("validation", "test")
 }
+_ARRAYS = (*(key for keys in _SPLITS.values() for key in keys), "class_names")
 
 # A name, a configuration, a version. Other words have a meaning for TFDS as well: some run code from elsewhere.
 _TFDS_NAME = re.compile(r"[a-z]\w*(/\w[\w.+-]*)?(:[\d.*]+)?", re.ASCII)
-_LONGEST_NAME = 200
-
-# Those of the formats that Pillow knows in which pictures are kept; for others it runs a program, or trusts the file.
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
-# Of a progressive JPEG, which has about ten; each costs the time of a whole picture, however short it is.
-_MAX_SCANS = 50
-_TILE_WIDTH, _TILE_LENGTH = 322, 323
 
 
 def load_dataset(name_or_path: str | os.PathLike[str]) -> Dataset:
@@ -45,16 +43,20 @@ def load_dataset(name_or_path: str | os.PathLike[str]) -> Dataset:
               `"emnist/balanced"`: read from `TFDS_DATA_DIR` if it is prepared there, else downloaded;
             - a file `.npz` with the arrays `images` and `labels`, and optionally `validation_images`,
               `validation_labels`, `test_images`, `test_labels` and `class_names`; -1 is the label of an image without;
+            - a folder with such arrays as files `images.npy`, `labels.npy` and so on; images of uint8 may be larger
+              than the memory, as they are read while they are needed;
             - a folder with one subfolder of pictures for each class, named after the class.
 
     Returns:
         The images in three splits; what the source does not split is split off the training images, always in the same
-        way.
+        way. Pictures and TFDS sets of more than 2 GiB are decoded once, into `~/.cache/tfp_cvae` or the like in
+        `XDG_CACHE_HOME`, and read from there while they are needed.
 
     Raises:
         TypeError: If images or labels are of the wrong kind.
         ValueError: If there is no such data set, or its images or labels are not what a model can be trained on.
         ConnectionError: If a data set would have to be downloaded and there is no connection.
+        OSError: If there is no room for decoded images.
     """
     try:
         return _load(name_or_path)
@@ -76,11 +78,13 @@ def _load(name_or_path: str | os.PathLike[str]) -> Dataset:
     if name == EMBEDDED:
         return _load_embedded()
     if path.suffix == ".npz":
-        return _load_npz(path)
+        return _from_arrays(one_line(path), load_arrays(path, _ARRAYS))
     # What the system cannot look up, as it is too long or forbidden, is no folder.
     if name and os.path.isdir(path):
-        return _load_folder(path)
-    if _TFDS_NAME.fullmatch(name) and len(name) <= _LONGEST_NAME and not os.path.isfile(path):
+        if arrays := map_arrays(path, _ARRAYS):
+            return _from_arrays(one_line(path), arrays)
+        return load_pictures(path)
+    if _TFDS_NAME.fullmatch(name) and len(name) <= checks.LONGEST_NAME and not os.path.isfile(path):
         return _load_tfds(name)
     if name.startswith((".", "~")) or name.endswith("/") or path.is_absolute() or os.path.isfile(path):
         expected = "a folder with a subfolder for each class or an .npz file"
@@ -119,6 +123,10 @@ def list_datasets() -> list[tuple[str, str]]:
         *((name, "TFDS, to be downloaded") for name in _SUGGESTED if name not in prepared),
         ("any other TFDS name", "an image-classification set of TensorFlow Datasets, to be downloaded"),
         ("file.npz", "arrays images and labels, optionally validation_* and test_*, class_names"),
+        (
+            "folder/of/arrays/",
+            "the same arrays as files images.npy, labels.npy, ..., which may be larger than the memory",
+        ),
         ("folder/of/classes/", "a subfolder of pictures for each class"),
     ]
 
@@ -131,9 +139,7 @@ def _load_embedded() -> Dataset:
     return make_dataset(EMBEDDED, [str(digit) for digit in range(10)], (images, labels))
 
 
-def _load_npz(path: pathlib.Path) -> Dataset:
-    name = one_line(path)
-    arrays = load_arrays(path, [*(key for keys in _SPLITS.values() for key in keys), "class_names"])
+def _from_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> Dataset:
     pairs = {}
     for split, keys in _SPLITS.items():
         present = [key for key in keys if key in arrays]
@@ -168,89 +174,8 @@ def _class_names(name: str, given: np.ndarray) -> list[str]:
     except ValueError as error:
         raise ValueError(f"{name}: class_names: expected text, got {one_line(error)}; write it as str") from error
     for class_name in class_names:
-        _check_class_name(name, class_name)
+        checks.class_name(name, class_name)
     return class_names
-
-
-def _check_class_name(source: str, class_name: str) -> None:
-    if not class_name.isprintable() or not 1 <= len(class_name) <= _LONGEST_NAME:
-        raise ValueError(
-            f"{source}: class_names: expected 1 to {_LONGEST_NAME} printable characters, "
-            f"got {one_line(repr(class_name), 100)}; rename the class"
-        )
-
-
-def _load_folder(path: pathlib.Path) -> Dataset:
-    try:
-        folders = sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
-        members = {
-            folder: sorted(child for child in folder.iterdir() if not child.name.startswith(".")) for folder in folders
-        }
-    except OSError as error:
-        raise ValueError(
-            f"{one_line(path)}: expected a folder of classes that can be read, got {one_line(error)}; "
-            "change its permissions"
-        ) from error
-    if not folders:
-        raise ValueError(f"{one_line(path)}: expected a subfolder of pictures for each class, got no subfolder")
-    for folder in folders:
-        _check_class_name(one_line(path), folder.name)
-        if not members[folder]:
-            raise ValueError(f"{one_line(folder)}: expected at least one picture of the class, got an empty folder")
-    files = [file for folder in folders for file in members[folder]]
-    labels = np.repeat(np.arange(len(folders)), [len(members[folder]) for folder in folders])
-    pictures = _read_pictures(files)
-    if any(picture.ndim == 3 for picture in pictures):
-        pictures = [picture if picture.ndim == 3 else np.stack([picture] * 3, axis=-1) for picture in pictures]
-    return make_dataset(one_line(path), [folder.name for folder in folders], (np.stack(pictures), labels))
-
-
-def _read_pictures(files: list[pathlib.Path]) -> list[np.ndarray]:
-    """Pictures of one size, `[height, width]` or `[height, width, 3]` uint8, each decoded once its size is known."""
-    import PIL.Image
-
-    pictures: list[np.ndarray] = []
-    decoded, on_disk, first_size = 0, 0, None
-    for file in files:
-        name = one_line(file)
-        on_disk += file_size(file, "picture")
-        try:
-            with PIL.Image.open(file, formats=_FORMATS) as picture:
-                mode, size = picture.mode, picture.size
-                grey = mode in ("1", "L", "LA")
-                decoded += size[0] * size[1] * (1 if grey else 3)
-                fits = mode in _MODES and size == (first_size or size)
-                if fits:
-                    check_decoded_size(decoded, on_disk)
-                    _check_work(file, picture)
-                    pictures.append(np.asarray(picture.convert("L" if grey else "RGB")))
-        # Pillow lets through whatever a decoder stumbles over.
-        except Exception as error:
-            reason = one_line(error) or type(error).__name__
-            raise ValueError(
-                f"{name}: expected a picture, got an unreadable file: {reason}; mend or remove it"
-            ) from error
-        if mode not in _MODES:
-            raise ValueError(f"{name}: expected 8 bits a channel, got the mode {mode}; convert it")
-        first_size = first_size or size
-        if not fits:
-            raise ValueError(
-                f"{name}: expected pictures of one size, {first_size[0]}x{first_size[1]} as {one_line(files[0])}, "
-                f"got {size[0]}x{size[1]}; resize them"
-            )
-    return pictures
-
-
-def _check_work(file: pathlib.Path, picture: Any) -> None:
-    """Refuses a picture that takes much more time or memory to decode than its size says."""
-    if picture.format == "JPEG" and picture.info.get("progressive"):
-        scans = file.read_bytes().count(b"\xff\xda")
-        if scans > _MAX_SCANS:
-            raise ValueError(f"{scans} scans, more than {_MAX_SCANS}; save it again")
-    if picture.format == "TIFF":
-        tile = picture.tag_v2.get(_TILE_WIDTH, 0) * picture.tag_v2.get(_TILE_LENGTH, 0)
-        if tile > max(2**20, 4 * math.prod(picture.size)):
-            raise ValueError(f"tiles of {tile:,} pixels, more than the picture has; save it again")
 
 
 def _load_tfds(name: str) -> Dataset:
@@ -274,30 +199,56 @@ def _load_tfds(name: str) -> Dataset:
         raise ValueError(f"{name}: expected one image and the label of one class, got other kinds; make an .npz file")
     if None in shape:
         raise ValueError(f"{name}: expected images of one size, got the shape {shape}; resize them into an .npz file")
-    # Before the download, if TFDS knows the size by then, and after it.
-    _check_tfds_size(builder, shape)
     if not builder.is_prepared():
         _prepare_tfds(builder)
-        _check_tfds_size(builder, shape)
-    pairs = {split: _read_split(builder, split) for split in _SPLITS if split in builder.info.splits}
-    if "train" not in pairs:
+    splits = {split: builder.info.splits[split].num_examples for split in _SPLITS if split in builder.info.splits}
+    if "train" not in splits:
         raise ValueError(f"{name}: expected a split 'train', got {sorted(builder.info.splits)}")
+    size = sum(splits.values()) * math.prod(shape)
+    if size <= cache.MAX_BYTES_IN_MEMORY:
+        return make_dataset(name, label.names, **{split: _read_split(builder, split) for split in splits})
+    dtype = np.dtype(features["image"].np_dtype)
+    if dtype != np.uint8:
+        raise ValueError(
+            f"{name}: expected 8 bits a channel of images that are too many for the memory, got {dtype}; convert them "
+            "into a folder with images.npy and labels.npy"
+        )
+    state = os.stat(builder.data_path / "dataset_info.json").st_mtime_ns
+    write = functools.partial(_write_splits, builder, {split: (count, *shape) for split, count in splits.items()})
+    source = ("tfds", builder.info.full_name, os.fspath(builder.data_path))
+    arrays = map_arrays(cache.decoded(name, source, state, write), _ARRAYS)
+    pairs = {split: (arrays[_SPLITS[split][0]], arrays[_SPLITS[split][1]]) for split in splits}
     return make_dataset(name, label.names, **pairs)
 
 
-def _check_tfds_size(builder: Any, shape: tuple[int, ...]) -> None:
-    count = sum(builder.info.splits[split].num_examples for split in _SPLITS if split in builder.info.splits)
-    decoded = count * math.prod(shape)
-    try:
-        check_decoded_size(decoded, decoded)
-    except ValueError as error:
-        raise ValueError(f"{builder.info.full_name}: expected images that fit into memory, got {error}") from None
-
-
 def _read_split(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
+    ((images, labels),) = _read_batches(builder, split, batch_size=-1)
+    return images, labels
+
+
+def _write_splits(builder: Any, shapes: Mapping[str, tuple[int, ...]], folder: pathlib.Path) -> None:
+    """Writes what TFDS decodes as `.npy` files, a batch at a time."""
+    for split, shape in shapes.items():
+        image_key, label_key = _SPLITS[split]
+        labels: list[np.ndarray] = []
+        images = _without_labels(_read_batches(builder, split, _BATCH_SIZE), labels)
+        cache.write_images(folder / f"{image_key}.npy", shape, images)
+        np.save(folder / f"{label_key}.npy", np.concatenate(labels))
+
+
+def _without_labels(batches: Iterable[tuple[np.ndarray, np.ndarray]], labels: list[np.ndarray]) -> Iterator[np.ndarray]:
+    """Images of batches; their labels are added to a list."""
+    for image, label in batches:
+        labels.append(label)
+        yield image
+
+
+def _read_batches(builder: Any, split: str, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Images and labels in the order of TFDS; all in one batch if its size is -1."""
     try:
-        batch = builder.as_dataset(split=split, batch_size=-1)
-        return batch["image"].numpy(), batch["label"].numpy()
+        batches = builder.as_dataset(split=split, batch_size=batch_size)
+        for batch in [batches] if batch_size == -1 else batches:
+            yield batch["image"].numpy(), batch["label"].numpy()
     except Exception as error:
         raise ValueError(
             f"{builder.info.full_name}: expected a whole data set in {builder.data_path}, got {one_line(error)}; "

@@ -1,0 +1,90 @@
+"""Images that are decoded once, into a folder of arrays on disk, as they are too many for the memory."""
+
+import hashlib
+import math
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+
+import filelock
+import numpy as np
+
+from tfp_cvae import atomic
+from tfp_cvae.archive import one_line
+
+# Of images as uint8: a training has them in memory twice, and what it validates on as float32.
+MAX_BYTES_IN_MEMORY = 2 * 2**30
+
+# Of what is in the folders.
+_VERSION = 1
+
+
+def folder() -> pathlib.Path:
+    """Where decoded images are kept: `tfp_cvae` in `XDG_CACHE_HOME`, by default `~/.cache`."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return pathlib.Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache"), "tfp_cvae")
+
+
+def decoded(name: str, source: object, state: object, write: Callable[[pathlib.Path], None]) -> pathlib.Path:
+    """The folder of the arrays that a source was decoded into, now or before.
+
+    Processes that ask for the same at once wait for the first of them, and one that is killed leaves nothing that is
+    taken for whole.
+
+    Args:
+        name: Name of the source, for messages.
+        source: What tells the source from all others, by its `repr`.
+        state: What tells it from what it was before, likewise; what was decoded then is deleted.
+        write: Function that decodes into an empty folder.
+
+    Raises:
+        OSError: If there is no room, or the folder cannot be written.
+    """
+    entry = folder() / _digest(source)
+    arrays = entry / _digest((_VERSION, state))
+    if arrays.is_dir():
+        return arrays
+    try:
+        entry.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(entry / ".lock"):
+            if not arrays.is_dir():
+                for old in entry.iterdir():
+                    if old.is_dir():
+                        shutil.rmtree(old)
+                print(f"{name}: decoding the images once, into {arrays}", file=sys.stderr, flush=True)
+                atomic.write_folder(arrays, write)
+    except OSError as error:
+        raise OSError(
+            f"{name}: expected to keep the decoded images in {one_line(folder())}, got "
+            f"{one_line(error.__cause__ or error)}; make room, or set XDG_CACHE_HOME to another folder"
+        ) from error
+    return arrays
+
+
+def write_images(path: pathlib.Path, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> None:
+    """Writes uint8 images one after the other as the `.npy` file of one array.
+
+    Args:
+        path: File to write.
+        shape: Of the array.
+        images: Its rows, or parts of several rows.
+
+    Raises:
+        OSError: If there is no room, which is looked at first.
+        ValueError: If there are more or fewer images.
+    """
+    free, size = shutil.disk_usage(path.parent).free, math.prod(shape)
+    if free < size:
+        raise OSError(f"{free / 2**30:.3g} GiB free where {size / 2**30:.3g} GiB are needed")
+    with open(path, "wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        written = sum(file.write(np.ascontiguousarray(part).data) for part in images)
+    if written != size:
+        raise ValueError(f"{path.name}: expected {size:,} bytes for the shape {list(shape)}, got {written:,}")
+
+
+def _digest(what: object) -> str:
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:32]

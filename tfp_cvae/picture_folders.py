@@ -1,0 +1,137 @@
+"""A folder with a subfolder of pictures for each class."""
+
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from tfp_cvae import cache, checks
+from tfp_cvae.archive import check_packing, file_size, map_arrays, one_line
+from tfp_cvae.data import Dataset, make_dataset
+
+# Those of the formats that Pillow knows in which pictures are kept; for others it runs a program, or trusts the file.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_GREY = ("1", "L", "LA")
+_MODES = (*_GREY, "P", "RGB", "RGBA", "CMYK", "YCbCr")
+# Of a progressive JPEG, which has about ten; each costs the time of a whole picture, however short it is.
+_MAX_SCANS = 50
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
+
+_Taken = TypeVar("_Taken")
+
+
+def load_pictures(path: pathlib.Path) -> Dataset:
+    """Loads the pictures of a folder: into memory, or, if they are too large for it, into files.
+
+    Args:
+        path: An existing folder.
+
+    Raises:
+        ValueError: If it is not as expected.
+        OSError: If there is no room for the files.
+    """
+    try:
+        folders = sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+        members = {
+            folder: sorted(child for child in folder.iterdir() if not child.name.startswith(".")) for folder in folders
+        }
+    except OSError as error:
+        raise ValueError(
+            f"{one_line(path)}: expected a folder of classes that can be read, got {one_line(error)}; "
+            "change its permissions"
+        ) from error
+    if not folders:
+        raise ValueError(f"{one_line(path)}: expected a subfolder of pictures for each class, got no subfolder")
+    for folder in folders:
+        checks.class_name(one_line(path), folder.name)
+        if not members[folder]:
+            raise ValueError(f"{one_line(folder)}: expected at least one picture of the class, got an empty folder")
+    files = [file for folder in folders for file in members[folder]]
+    labels = np.repeat(np.arange(len(folders)), [len(members[folder]) for folder in folders])
+    width, height = next(_each(files[:1], lambda picture: picture.size))
+    # As if there were colours: which there are is not known before all have been looked at.
+    large = 3 * len(files) * height * width > cache.MAX_BYTES_IN_MEMORY
+    images = _on_disk(path, files, (height, width)) if large else _stacked(list(_each(files, _decoded)))
+    return make_dataset(one_line(path), [folder.name for folder in folders], (images, labels))
+
+
+def _stacked(pictures: list[np.ndarray]) -> np.ndarray:
+    if any(picture.ndim == 3 for picture in pictures):
+        pictures = [picture if picture.ndim == 3 else np.stack([picture] * 3, axis=-1) for picture in pictures]
+    return np.stack(pictures)
+
+
+def _on_disk(path: pathlib.Path, files: Sequence[pathlib.Path], size: tuple[int, int]) -> np.ndarray:
+    """The pictures as a memory map of a file, into which they are decoded if they have not been before."""
+
+    def write(folder: pathlib.Path) -> None:
+        shape = (*size, 1 if all(_each(files, _is_grey)) else 3)
+        pictures = (np.broadcast_to(np.atleast_3d(picture), shape) for picture in _each(files, _decoded))
+        cache.write_images(folder / "images.npy", (len(files), *shape), pictures)
+
+    status = [(file.parent.name, file.name, os.stat(file)) for file in files]
+    kept = [(folder, name, found.st_size, found.st_mtime_ns) for folder, name, found in status]
+    arrays = cache.decoded(one_line(path), ("pictures", os.path.abspath(path)), kept, write)
+    return map_arrays(arrays, ["images"])["images"]
+
+
+def _decoded(picture: Any) -> np.ndarray:
+    """`[height, width]` or `[height, width, 3]` uint8."""
+    return np.asarray(picture.convert("L" if _is_grey(picture) else "RGB"))
+
+
+def _is_grey(picture: Any) -> bool:
+    return picture.mode in _GREY
+
+
+def _each(files: Sequence[pathlib.Path], take: Callable[[Any], _Taken]) -> Iterator[_Taken]:
+    """What a function takes of each picture; all are of one size, and looked at before anything of them is decoded."""
+    import PIL.Image
+
+    decoded, on_disk, first_size = 0, 0, None
+    for file in files:
+        on_disk += file_size(file, "picture")
+        try:
+            with PIL.Image.open(file, formats=_FORMATS) as picture:
+                mode, size = picture.mode, picture.size
+                first_size = first_size or size
+                decoded += size[0] * size[1] * (1 if _is_grey(picture) else 3)
+                if mode in _MODES and size == first_size:
+                    check_packing(decoded, on_disk)
+                    _check_work(file, picture)
+                    taken = take(picture)
+        # Pillow lets through whatever a decoder stumbles over.
+        except Exception as error:
+            reason = one_line(error) or type(error).__name__
+            raise ValueError(
+                f"{one_line(file)}: expected a picture, got an unreadable file: {reason}; mend or remove it"
+            ) from error
+        _check_kind(file, mode, size, files[0], first_size)
+        yield taken
+
+
+def _check_kind(
+    file: pathlib.Path, mode: str, size: tuple[int, int], first: pathlib.Path, first_size: tuple[int, int]
+) -> None:
+    if mode not in _MODES:
+        raise ValueError(f"{one_line(file)}: expected 8 bits a channel, got the mode {mode}; convert it")
+    if size != first_size:
+        raise ValueError(
+            f"{one_line(file)}: expected pictures of one size, {first_size[0]}x{first_size[1]} as {one_line(first)}, "
+            f"got {size[0]}x{size[1]}; resize them"
+        )
+
+
+def _check_work(file: pathlib.Path, picture: Any) -> None:
+    """Refuses a picture that takes much more time or memory to decode than its size says."""
+    if picture.format == "JPEG" and picture.info.get("progressive"):
+        scans = file.read_bytes().count(b"\xff\xda")
+        if scans > _MAX_SCANS:
+            raise ValueError(f"{scans} scans, more than {_MAX_SCANS}; save it again")
+    if picture.format == "TIFF":
+        tile = picture.tag_v2.get(_TILE_WIDTH, 0) * picture.tag_v2.get(_TILE_LENGTH, 0)
+        if tile > max(2**20, 4 * math.prod(picture.size)):
+            raise ValueError(f"tiles of {tile:,} pixels, more than the picture has; save it again")
