@@ -13,6 +13,10 @@ The memory is the most that the process, and those that it has started itself, h
 
 trains each until the ELBO of the test images, binarized once, is that high, and prints the seconds of its epochs until
 then, those of compiling in the first one among them, and without those of measuring it.
+
+    python benchmarks/training.py --network conv
+
+trains the convolutional network of the recipe `best` instead of the MLP (`peers/conv_work.py`), where it is known.
 """
 
 import argparse
@@ -27,28 +31,39 @@ import tempfile
 import time
 
 PEERS = {
-    "tfp_cvae": ("package.py", ""),
-    "tfp_cvae, a program for each step": ("package.py", "keras"),
-    "tfp_cvae, without XLA": ("package.py", "kernels"),
-    "tfp_cvae, with callbacks": ("package.py", "callbacks"),
-    "tfp_cvae, 2 workers": ("package.py", "2 workers"),
-    "JAX, jitted scan": ("jax_scan.py", ""),
-    "PyTorch, eager": ("torch_loop.py", ""),
-    "PyTorch, compile": ("torch_loop.py", "compile"),
-    "PyTorch, bfloat16": ("torch_loop.py", "bfloat16"),
-    "Keras 3, train_step": ("keras3_step.py", ""),
-    "TFP, tfpl and fit": ("tfpl_fit.py", ""),
-    "matrix products alone": ("products.py", ""),
+    "mlp": {
+        "tfp_cvae": ("package.py", ""),
+        "tfp_cvae, a program for each step": ("package.py", "keras"),
+        "tfp_cvae, without XLA": ("package.py", "kernels"),
+        "tfp_cvae, with callbacks": ("package.py", "callbacks"),
+        "tfp_cvae, 2 workers": ("package.py", "2 workers"),
+        "JAX, jitted scan": ("jax_scan.py", ""),
+        "PyTorch, eager": ("torch_loop.py", ""),
+        "PyTorch, compile": ("torch_loop.py", "compile"),
+        "PyTorch, bfloat16": ("torch_loop.py", "bfloat16"),
+        "Keras 3, train_step": ("keras3_step.py", ""),
+        "TFP, tfpl and fit": ("tfpl_fit.py", ""),
+        "matrix products alone": ("products.py", ""),
+    },
+    "conv": {
+        "tfp_cvae": ("package.py", ""),
+        "tfp_cvae, with callbacks": ("package.py", "callbacks"),
+        "JAX, jitted step": ("jax_conv.py", ""),
+        "PyTorch, eager": ("torch_conv.py", ""),
+        "PyTorch, compile": ("torch_conv.py", "compile"),
+        "PyTorch, bfloat16": ("torch_conv.py", "bfloat16"),
+        "PyTorch, compile, bfloat16": ("torch_conv.py", "compile bfloat16"),
+        "convolutions and products alone": ("products_conv.py", ""),
+    },
 }
-MEASURE_TEST = [name for name, (script, _) in PEERS.items() if script not in ("keras3_step.py", "products.py")]
+MEASURE_NO_TEST = ("keras3_step.py", "products.py", "products_conv.py")
 FOLDER = pathlib.Path(__file__).parent / "peers"
 
 
 class Peer:
     """A process that trains an epoch when it is told to, and starts with the first one."""
 
-    def __init__(self, name, flags):
-        script, variant = PEERS[name]
+    def __init__(self, script, variant, flags):
         self.words = [str(word) for word in (sys.executable, FOLDER / script, "--variant", variant, *flags)]
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = None
@@ -89,21 +104,25 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="epochs of each that are measured")
     parser.add_argument("--warm-up", type=int, default=1, help="epochs of each before, which compile")
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="NAME")
+    parser.add_argument("--network", choices=PEERS, default="mlp", help="what all train")
+    parser.add_argument("--peers", nargs="+", metavar="NAME", help="by default all that have the network")
     parser.add_argument("--until", type=float, nargs="+", metavar="ELBO", help="train until the ELBO is that high")
     parser.add_argument("--figure", metavar="PATH", help="draw the images a second, as .png")
     parser.add_argument("--dataset", default="mnist")
     parser.add_argument("--batch-size", type=int, default=128)
     given = parser.parse_args()
-    flags = ["--dataset", given.dataset, "--batch-size", str(given.batch_size)]
+    known = PEERS[given.network]
+    given.peers = given.peers or list(known)
+    check_peers(parser, f"--network {given.network}", given.peers, known)
+    if given.until:
+        check_peers(parser, "--until", given.peers, [name for name in known if known[name][0] not in MEASURE_NO_TEST])
+    flags = ["--dataset", given.dataset, "--batch-size", str(given.batch_size), "--network", given.network]
 
     from tfp_cvae.sources import load_dataset
 
     count = len(load_dataset(given.dataset).train) // given.batch_size * given.batch_size
-    peers = {name: Peer(name, flags) for name in given.peers}
+    peers = {name: Peer(*known[name], flags) for name in given.peers}
     if given.until:
-        if not set(given.peers) <= set(MEASURE_TEST):
-            parser.error(f"--until: expected --peers of {', '.join(MEASURE_TEST)}")
         train_until(peers, sorted(given.until))
         return
     found, first, memory = {name: [] for name in peers}, {}, {}
@@ -128,6 +147,12 @@ def main():
         print(f"{name:36}{spread(speeds, '.0f'):>28}{spread(ratios, '.2f'):>28}{start:>10.1f}{memory[name]:>8.0f}")
     if given.figure:
         draw(found, given.figure)
+
+
+def check_peers(parser, flag, names, able):
+    if unable := [name for name in names if name not in able]:
+        quoted = [", ".join(f'"{name}"' for name in group) for group in (able, unable)]
+        parser.error(f"{flag}: expected --peers of {quoted[0]}, got {quoted[1]}")
 
 
 def draw(found, path):

@@ -73,6 +73,7 @@ def train(given, is_assistant):
     config = TrainConfig(
         dataset=given.dataset,
         batch_size=given.batch_size,
+        network=given.network,
         width=given.width,
         latent_size=given.latent_size,
         learning_rate_schedule="constant",

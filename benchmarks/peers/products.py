@@ -1,31 +1,32 @@
 """The matrix products of a step with W alone, forward and backward, by the library that PyTorch has for them."""
 
+import functools
 import math
 
 import torch
 import work
 
 
-def main():
-    task = work.load()
-    weights = [torch.from_numpy(value) for name, value in task.initial().items() if name[0] == "W"]
-    inputs = [torch.rand(task.batch_size, weight.shape[0]) for weight in weights]
-    outputs = [torch.rand(task.batch_size, weight.shape[1]) for weight in weights]
-    results = [
-        (torch.empty_like(y), torch.empty_like(w), torch.empty_like(x))
-        for x, w, y in zip(inputs, weights, outputs, strict=True)
+def dense(batch_size, rows, columns):
+    """Calls for a layer's products, on inputs of their own: forward, gradient by weight, gradient by input."""
+    x, w, y = torch.rand(batch_size, rows), torch.rand(rows, columns), torch.rand(batch_size, columns)
+    return [
+        functools.partial(torch.mm, x, w, out=torch.empty_like(y)),
+        functools.partial(torch.mm, x.T, y, out=torch.empty_like(w)),
+        functools.partial(torch.mm, y, w.T, out=torch.empty_like(x)),
     ]
+
+
+def run(task, layers):
+    """Takes turns with the calls of all layers, in as many steps as others have."""
+    first, *others = layers
+    # Nobody asks for the gradient by the image.
+    calls = sum(others, first[:2])
 
     def train(number):
         for _ in range(task.steps):
-            for layer, (x, w, y, (forward, by_weight, by_input)) in enumerate(
-                zip(inputs, weights, outputs, results, strict=True)
-            ):
-                torch.mm(x, w, out=forward)
-                torch.mm(x.T, y, out=by_weight)
-                # Nobody asks for the gradient by the image.
-                if layer:
-                    torch.mm(y, w.T, out=by_input)
+            for call in calls:
+                call()
         return math.nan
 
     with torch.no_grad():
@@ -33,4 +34,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    task = work.load()
+    run(task, [dense(task.batch_size, *w.shape) for name, w in task.initial().items() if name[0] == "W"])

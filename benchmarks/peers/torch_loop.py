@@ -1,6 +1,6 @@
 """PyTorch by hand: images in memory, fused Adam.
 
-Variants: "compile" has the loss through `torch.compile`, "bfloat16" under autocast.
+Variants: "compile" has the loss through `torch.compile`, "bfloat16" under autocast, "compile bfloat16" both.
 """
 
 import torch
@@ -16,18 +16,22 @@ def loss(w, image, one_hot, noise):
     hidden = functional.silu(torch.addmm(one_hot @ w["V4"], mean + stddev * noise, w["W4"]))
     hidden = functional.silu(torch.addmm(one_hot @ w["V5"], hidden, w["W5"]))
     logits = torch.addmm(w["b6"], hidden, w["W6"])
+    return negative_elbo(mean, stddev, logits, image)
+
+
+def negative_elbo(mean, stddev, logits, image):
     distortion = functional.binary_cross_entropy_with_logits(logits, image, reduction="sum") / len(image)
     rate = 0.5 * (mean.square() + stddev.square() - 1 - 2 * stddev.log()).sum(dim=-1)
     return distortion + rate.mean()
 
 
-def main():
-    task = work.load()
+def run(task, weights, loss):
+    """Takes turns with what a loss of (weights, image, one_hot, noise) trains."""
     torch.manual_seed(0)
     images, one_hot = torch.from_numpy(task.images.copy()), torch.from_numpy(task.one_hot)
-    weights = {name: torch.nn.Parameter(torch.from_numpy(value)) for name, value in task.initial().items()}
+    weights = {name: torch.nn.Parameter(value) for name, value in weights.items()}
     optimizer = torch.optim.Adam(weights.values(), lr=1e-3, eps=1e-7, fused=True)
-    objective = torch.compile(loss) if task.variant == "compile" else loss
+    objective = torch.compile(loss) if "compile" in task.variant else loss
 
     def train(number):
         order = torch.randperm(len(images))
@@ -38,7 +42,7 @@ def main():
             image = (torch.rand_like(grey) * 255 < grey).float()
             noise = torch.randn(task.batch_size, task.latent_size)
             optimizer.zero_grad(set_to_none=True)
-            with torch.autocast("cpu", torch.bfloat16, enabled=task.variant == "bfloat16"):
+            with torch.autocast("cpu", torch.bfloat16, enabled="bfloat16" in task.variant):
                 value = objective(weights, image, one_hot[index], noise)
             value.backward()
             optimizer.step()
@@ -48,12 +52,13 @@ def main():
     held_out, labels = map(torch.from_numpy, task.held_out)
     noise = torch.randn(len(held_out), task.latent_size, generator=torch.Generator().manual_seed(0))
 
-    def negative_elbo():
+    def of_test():
         with torch.no_grad():
             return loss(weights, held_out, labels, noise)
 
-    work.take_turns(train, negative_elbo)
+    work.take_turns(train, of_test)
 
 
 if __name__ == "__main__":
-    main()
+    task = work.load()
+    run(task, {name: torch.from_numpy(value) for name, value in task.initial().items()}, loss)

@@ -1,7 +1,7 @@
 """What all train, and how they take turns.
 
 Images: a training split, of MNIST 55,000, as uint8 in memory; shuffled, and binarized afresh, in each epoch. Network,
-in float32, with y the one-hot label:
+in float32, with y the one-hot label, unless it is that of `conv_work.py`:
 
     encoder  h1 = silu(x W1 + y V1),  h2 = silu(h1 W2 + y V2),  mean, raw = h2 W3 + b3
              stddev = softplus(raw + log(e - 1))
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 UNIT_SCALE = math.log(math.e - 1)
+WIDTHS = {"mlp": 500, "conv": 32}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +63,13 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--dataset", default="mnist")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--width", type=int, default=500)
+    parser.add_argument("--network", choices=WIDTHS, default="mlp")
+    parser.add_argument("--width", type=int)
     parser.add_argument("--latent-size", type=int, default=40)
     parser.add_argument("--variant", default="")
-    return parser.parse_args()
+    given = parser.parse_args()
+    given.width = given.width or WIDTHS[given.network]
+    return given
 
 
 def load() -> Work:
