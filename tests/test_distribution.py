@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -110,6 +111,13 @@ for train_on in (train, train_with_few_labels):
 """
 
 
-def test_two_replicas_are_as_one(npz):
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_two_replicas_are_as_one(npz, where):
+    if where == "disk":
+        with np.load(npz) as arrays:
+            npz = npz.with_suffix("")
+            npz.mkdir()
+            for name, array in arrays.items():
+                np.save(npz / f"{name}.npy", array)
     result = subprocess.run([sys.executable, "-c", MIRRORED, str(npz)], check=False, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
