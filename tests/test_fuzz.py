@@ -49,7 +49,8 @@ _LONGEST_MESSAGE = 1000
 _SHARES = {
     "settings": 0.22,
     "names": 0.04,
-    "npz": 0.2,
+    "npz": 0.15,
+    "arrays": 0.05,
     "pictures": 0.22,
     "folders": 0.06,
     "junk files": 0.03,
@@ -526,6 +527,29 @@ def test_npz(fuzz, watch):
         watch("npz", load_dataset, path)
 
     fuzz("npz", drawn, check)
+
+
+def test_arrays(fuzz, watch):
+    """The same arrays as files in a folder, which are mapped into memory."""
+    folder = watch.folder / "arrays"
+    kept = {}
+    for name, data in npz_members(watch):
+        kept.setdefault(name, []).append(data)
+    # The first of each, which is good, as often as all others.
+    drawn = {
+        name: st.one_of(st.just(data[0]), st.sampled_from(data), st.builds(spoil, st.sampled_from(data), _SPOILING))
+        for name, data in kept.items()
+    }
+    needed = {name: drawn.pop(name) for name in ("images.npy", "labels.npy")}
+
+    def check(files):
+        folder.mkdir()
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        watch("arrays", load_dataset, folder)
+        shutil.rmtree(folder)
+
+    fuzz("arrays", st.fixed_dictionaries(needed, optional=drawn), check)
 
 
 def pictures():

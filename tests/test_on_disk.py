@@ -192,17 +192,19 @@ def test_mistakes(tmp_path):
         make_dataset("stripes", CLASSES, (on_disk_too(tmp_path, images), labels), test=mixed)
 
 
-def test_a_single_image_is_drawn_as_among_all(dataset):
+def test_a_single_image_is_drawn_as_among_all():
     """Also where the number of pixels is odd, and so half a step of the generator."""
     images = np.random.default_rng(0).integers(0, 256, (30, 3, 5, 1), np.uint8)
     split = Split("test", images, np.zeros(30, int), 1)
-    rows = np.array([29, 3, 4, 5, 0, 7])
+    rows = np.array([29, 3, 4, 5, 0, 7, -1])
     for binarization in ("dynamic", "threshold", "none"):
         whole = split.binarized(binarization, seed=2)
         np.testing.assert_array_equal(split.binarized(binarization, seed=2, rows=rows), whole[rows])
     drawn = np.random.default_rng(2).random(images.shape, np.float32) * 255 < images
     np.testing.assert_array_equal(split.binarized(seed=2), drawn)
-    assert split.binarized(rows=rows[:0]).shape == (0, 3, 5, 1)
+    assert split.binarized(rows=[]).shape == (0, 3, 5, 1)
+    with pytest.raises(IndexError):
+        split.binarized(rows=[30])
 
 
 def test_the_mean_image_is_that_of_numpy(dataset):

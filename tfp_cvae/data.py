@@ -66,7 +66,10 @@ class Split:
         return bool(np.any(self.labels == UNLABELLED))
 
     def binarized(
-        self, binarization: Binarization = "dynamic", seed: int = HELD_OUT_SEED, rows: np.ndarray | None = None
+        self,
+        binarization: Binarization = "dynamic",
+        seed: int = HELD_OUT_SEED,
+        rows: Sequence[int] | np.ndarray | None = None,
     ) -> np.ndarray:
         """One fixed draw of all images, a function of the seed alone.
 
@@ -74,16 +77,16 @@ class Split:
             binarization: "dynamic" draws each pixel as 1 with probability pixel/255; "threshold" is pixel >= 128;
                 "none" is pixel/255, whose bounds in nats are not comparable with those of binary images.
             seed: Seed of the draw.
-            rows: Which of the images to return, `[m]` integer; None for all.
+            rows: Numbers of the images to return, `[m]` integer; None for all.
 
         Returns:
             `[n, height, width, channels]` float32 in {0, 1}, or in [0, 1] with "none"; with `rows`, `m` of these.
         """
         checks.choice("binarization", binarization, typing.get_args(Binarization))
-        size = len(self) if rows is None else len(rows)
-        drawn = np.empty((size, *self.images.shape[1:]), np.float32)
+        numbers = np.arange(len(self)) if rows is None else np.arange(len(self))[np.asarray(rows, int)]
+        drawn = np.empty((len(numbers), *self.images.shape[1:]), np.float32)
         done = 0
-        for part in on_disk.parts(self.images) if rows is None else _runs(rows):
+        for part in on_disk.parts(self.images) if rows is None else _runs(numbers):
             binary = binarized_once(self.images, part, binarization, seed)
             drawn[done : done + len(binary)] = binary
             done += len(binary)
