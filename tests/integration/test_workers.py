@@ -129,6 +129,15 @@ def test_two_workers_learn_from_few_labels_as_one(model, folder):
     assert_close(crash.result(folder / f"two-{model}"), crash.result(folder / model))
 
 
+def leaves(value, name=""):
+    """Name and value of what nested dictionaries and lists hold."""
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(inner, f"{name}/{key}")
+    else:
+        yield name, value
+
+
 def test_two_workers_evaluate_as_one(folder):
     results = []
     for number in (1, 2):
@@ -141,7 +150,10 @@ def test_two_workers_evaluate_as_one(folder):
     for result in results:
         for measured in ("latents_per_second", "products_per_second", "likelihood_seconds", "seconds"):
             del result["protocol"][measured]
-    assert results[0] == results[1]
+    # Of 24 images, each worker has 12; the products of a group of images are rounded by their place in it.
+    one, two = (dict(leaves(result)) for result in results)
+    assert len(one) > 100
+    assert two == pytest.approx(one, rel=1e-5)
 
 
 @pytest.mark.parametrize(("victim", "again"), [(0, 2), (1, 2), (1, 1)], ids=["the chief", "another", "and one goes on"])
