@@ -70,9 +70,9 @@ class Evaluate:
         from tfp_cvae.run import Run
         from tfp_cvae.sources import load_dataset, load_training_data
 
+        run = Run.load(self.run_folder)
         strategy = distribution.from_environment()
         is_chief = distribution.is_chief(strategy)
-        run = Run.load(self.run_folder)
         dataset = load_dataset(self.dataset) if self.dataset else load_training_data(run.config)
         with distribution.explained(strategy):
             result = evaluate_run(run, dataset, config, verbose=int(is_chief), strategy=strategy)

@@ -59,7 +59,7 @@ class TrainConfig:
     network: Network = "mlp"
     """Encoder and decoder."""
     latent_size: int = 40
-    """Size of z."""
+    """Size of z; of m1+m2 that of z1, and that of z2."""
     width: int | None = None
     """Units (mlp, residual) or channels (conv) of a layer; by default what suits the network."""
     depth: int | None = None
@@ -136,7 +136,7 @@ class TrainConfig:
         if self.model == "m1+m2" and (self.prior != "standard" or self.free_bits):
             raise ValueError(
                 "model: expected m1+m2 with the prior standard and without free_bits, as p(z1|z2,y) is learned and the "
-                "KL has no parts; leave those at their defaults"
+                "KL is not computed in parts; leave those at their defaults"
             )
         if self.kl_warmup_epochs > self.epochs:
             raise ValueError(f"kl_warmup_epochs: expected at most epochs, {self.epochs}, got {self.kl_warmup_epochs}")

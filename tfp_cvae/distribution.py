@@ -105,24 +105,29 @@ def decided_by_chief(strategy: tf.distribute.Strategy, decision: bool) -> bool:
     return bool(strategy.experimental_local_results(votes)[0] > 0)
 
 
-def rows_of_worker(count: int, strategy: tf.distribute.Strategy) -> np.ndarray:
-    """The part of this worker in a number of rows that do not depend on each other: int64, in their order."""
+def rows_of_worker(count: int, strategy: tf.distribute.Strategy | None) -> np.ndarray:
+    """The part of this worker in a number of rows that do not depend on each other: int64, in their order.
+
+    Without a strategy all rows, also within the scope of one, where the other workers may have something else to do.
+    """
+    if strategy is None:
+        return np.arange(count)
     return np.array_split(np.arange(count), num_workers(strategy))[worker_number(strategy)]
 
 
-def gathered(rows: np.ndarray, strategy: tf.distribute.Strategy) -> np.ndarray:
+def gathered(rows: np.ndarray, strategy: tf.distribute.Strategy | None) -> np.ndarray:
     """Rows of all workers, in the order of `rows_of_worker`.
 
     Args:
-        rows: Those of this worker, `[n, ...]`, or none; each worker has to call this.
-        strategy: Strategy of all workers.
+        rows: Those of this worker, `[n, ...]` float32 or float64, or none; each worker has to call this.
+        strategy: Strategy of all workers; None for this process alone.
 
     Returns:
         `[sum of n, ...]`, on each worker.
     """
-    workers = num_workers(strategy)
-    if workers == 1:
+    if strategy is None or num_workers(strategy) == 1:
         return rows
+    workers = num_workers(strategy)
     replicas = strategy.num_replicas_in_sync // workers
 
     def of_replica(context: Any) -> tf.Tensor:

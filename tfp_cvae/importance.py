@@ -102,7 +102,6 @@ def importance_estimate(
     estimate = tf.function(estimator(cvae, num_samples, jit_compile=jit_compile), autograph=False)
     seed = tf.constant(seed, tf.int64)
 
-    strategy = strategy or tf.distribute.get_strategy()
     own = distribution.rows_of_worker(len(index), strategy)
     parts = []
     for start in range(0, len(own), group):
@@ -112,11 +111,15 @@ def importance_estimate(
         kept = min(group, len(own) - start)
         parts.append(np.stack([np.asarray(part, np.float64)[:kept] for part in found], axis=1))
         if not np.all(np.isfinite(parts[-1])):
-            raise ValueError("cvae: expected finite likelihoods, got NaN or infinity; its weights may be so too")
+            # What is left of them; all workers are to know it.
+            parts.append(np.full([len(own) - start - kept, 4], np.nan))
+            break
         if progress is not None:
             progress(kept * num_samples)
     clear_bijector_cache()
     estimates = distribution.gathered(np.concatenate([np.zeros([0, 4]), *parts]), strategy)
+    if not np.all(np.isfinite(estimates)):
+        raise ValueError("cvae: expected finite likelihoods, got NaN or infinity; its weights may be so too")
     log_likelihood, effective_sample_size, rate, distortion = estimates.T
     used = np.full(len(index), num_samples)
     return ImportanceEstimate(log_likelihood, effective_sample_size, rate, distortion, used)

@@ -8,6 +8,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from tfp_cvae import checks
+from tfp_cvae.distribution import rows_of_worker
 from tfp_cvae.importance import SAMPLES_PER_BLOCK, ImportanceEstimate, importance_estimate
 from tfp_cvae.model import CVAE
 
@@ -78,7 +79,7 @@ def likelihood_under_each_label(
             num_samples=num_samples,
             seed=seed,
             jit_compile=jit_compile,
-            progress=_progress_bar(name, len(pairs), num_samples) if verbose else None,
+            progress=_progress_bar(name, len(rows_of_worker(len(pairs), strategy)), num_samples) if verbose else None,
             strategy=strategy,
         )
 

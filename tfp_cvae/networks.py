@@ -96,9 +96,10 @@ def conv(image_shape: tuple[int, ...], num_classes: int, latent_size: int, width
 def stacked(m1: Networks, num_classes: int, width: int = 128) -> Networks:
     """M1+M2: the networks of a plain VAE, and over its latent z1 the encoder of another, which has the label.
 
-        z = [z2, z1],  q(z|x,y) = q(z1|x) q(z2|z1,y),  p(x|z) = p(x|z1)
+        z = [z2, z1],  q(z|x,y) = q(z1|x) q(z2|m(x),y),  p(x|z) = p(x|z1)
 
-    q(z2|z1,y) reads the mean of q(z1|x). The decoder of z1, p(z1|z2,y), is part of the prior: a
+    with the mean m(x) of q(z1|x), so that z1 and z2 are independent given x and y. Only the hidden layers of `m1` are
+    kept, and its heads are new. The decoder of z1, p(z1|z2,y), is part of the prior: a
     `flows.CouplingFlow` with a single coupling.
 
     Source: Kingma, Mohamed, Rezende and Welling 2014, section 2.1.

@@ -116,7 +116,6 @@ def generated(
         strategy: Strategy whose workers each generate a part, and call this with the same arguments; None for one
             process.
     """
-    strategy = strategy or tf.distribute.get_strategy()
     own = distribution.rows_of_worker(len(labels), strategy)
     parts = [
         cvae.generate(labels[rows], seed + rows).numpy()
