@@ -35,6 +35,7 @@ PEERS = {
         "tfp_cvae": ("package.py", ""),
         "tfp_cvae, a program for each step": ("package.py", "keras"),
         "tfp_cvae, without XLA": ("package.py", "kernels"),
+        "tfp_cvae, bfloat16": ("package.py", "bfloat16"),
         "tfp_cvae, with callbacks": ("package.py", "callbacks"),
         "tfp_cvae, 2 workers": ("package.py", "2 workers"),
         "JAX, jitted scan": ("jax_scan.py", ""),
@@ -47,6 +48,7 @@ PEERS = {
     },
     "conv": {
         "tfp_cvae": ("package.py", ""),
+        "tfp_cvae, bfloat16": ("package.py", "bfloat16"),
         "tfp_cvae, with callbacks": ("package.py", "callbacks"),
         "JAX, jitted step": ("jax_conv.py", ""),
         "PyTorch, eager": ("torch_conv.py", ""),

@@ -15,6 +15,7 @@ Network = Literal["mlp", "residual", "conv"]
 Prior = Literal["standard", "label", "flow"]
 Objective = Literal["elbo", "iwae"]
 Model = Literal["cvae", "m1", "m2", "m1+m2"]
+Precision = Literal["float32", "mixed_bfloat16"]
 LearningRateSchedule = Literal["cosine", "constant"]
 
 _CHOICES = {
@@ -23,6 +24,7 @@ _CHOICES = {
     "network": Network,
     "prior": Prior,
     "objective": Objective,
+    "precision": Precision,
     "learning_rate_schedule": LearningRateSchedule,
 }
 
@@ -66,6 +68,8 @@ class TrainConfig:
     """Hidden layers (mlp) or residual blocks (residual; conv: at each resolution)."""
     prior: Prior = "standard"
     """p(z|y): the standard normal, one normal learned for each label, or a normalizing flow that knows the label."""
+    precision: Precision = "float32"
+    """Dtype policy of encoder, decoder and classifier; bfloat16 pays on processors that have instructions for it."""
 
     objective: Objective = "elbo"
     """Bound that is maximised."""

@@ -9,7 +9,7 @@ from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import distributions as tfd
 
 from tfp_cvae import checks
-from tfp_cvae.layers import SerializableDistributionLambda, SiLU
+from tfp_cvae.layers import SerializableDistributionLambda, SiLU, dtype_policy
 from tfp_cvae.networks import add_label
 
 
@@ -58,9 +58,11 @@ class CouplingFlow(SerializableDistributionLambda):
 
     def build(self, input_shape: tf.TensorShape) -> None:
         read = self.event_shape // 2
-        self.conditioners = [
-            _conditioner(read, input_shape[-1], self.width, self.event_shape - read) for _ in range(self.depth)
-        ]
+        # They are part of the density.
+        with dtype_policy("float32"):
+            self.conditioners = [
+                _conditioner(read, input_shape[-1], self.width, self.event_shape - read) for _ in range(self.depth)
+            ]
         super().build(input_shape)
 
     def get_config(self) -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """Distribution layers that Keras can save and load with `safe_mode` on.
 
+They compute in float32 whatever the dtype policy of the network before them: densities in bfloat16 are off by nats.
+
 They follow the convention of `tfp.layers`: a layer maps a tensor of parameters to a distribution, and the static
 method `params_size` says how many parameters a preceding `Dense` layer has to deliver. The layers of `tfp.layers` hold
 a lambda, which Keras refuses to load from a `.keras` file; these hold only their event shape.
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +34,7 @@ class SerializableDistributionLambda(tfp.layers.DistributionLambda):
         **kwargs: Any,
     ) -> None:
         self.event_shape = event_shape
+        kwargs = {"dtype": "float32", **kwargs}
         super().__init__(make_distribution_fn, convert_to_tensor_fn=convert_to_tensor_fn, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
@@ -146,7 +150,7 @@ class PixelBias(keras.layers.Layer):
     """Adds one trainable bias to each logit of an image, whatever network produced it.
 
     Set to the log-odds of the mean training image, it spares the network the first epochs, in which it would learn just
-    that.
+    that. The sum is in float32, as that of a distribution layer.
 
     Call args:
         inputs: Logits, `[batch, ...]` float.
@@ -154,6 +158,9 @@ class PixelBias(keras.layers.Layer):
     Returns:
         Tensor of the same shape.
     """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"dtype": "float32", **kwargs})
 
     def build(self, input_shape: tf.TensorShape) -> None:
         self.bias = self.add_weight(name="bias", shape=input_shape[1:], initializer="zeros")
@@ -180,6 +187,17 @@ class SiLU(keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         return inputs * tf.sigmoid(inputs)
+
+
+@contextlib.contextmanager
+def dtype_policy(name: str) -> Iterator[None]:
+    """Has layers that are made in it follow a dtype policy of Keras, such as "mixed_bfloat16"."""
+    before = keras.mixed_precision.global_policy()
+    keras.mixed_precision.set_global_policy(name)
+    try:
+        yield
+    finally:
+        keras.mixed_precision.set_global_policy(before)
 
 
 def clear_bijector_cache() -> None:

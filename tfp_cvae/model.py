@@ -53,7 +53,8 @@ class CVAE(CheckedModel):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        # Whatever the dtype policy of the networks: image, noise and bound are not rounded.
+        super().__init__(**{"dtype": "float32", **kwargs})
         self.image_shape, encoder_classes, posterior_size = checked_network(
             "encoder", encoder, "image", MultivariateNormalDiag
         )

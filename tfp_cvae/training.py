@@ -28,6 +28,7 @@ from tfp_cvae.classification import label_posterior_accuracy
 from tfp_cvae.config import TrainConfig, default_output
 from tfp_cvae.data import Dataset, Split
 from tfp_cvae.interruption import Interruption
+from tfp_cvae.layers import dtype_policy
 from tfp_cvae.lock import locked
 from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate, SemiSupervisedNegativeELBO
 from tfp_cvae.memory import keep_freed_memory
@@ -255,17 +256,18 @@ def build_model(config: TrainConfig, dataset: Dataset) -> CVAE:
         build = functools.partial(
             build_semi_supervised_cvae, stacked=config.model == "m1+m2", deformation=config.deformation
         )
-    cvae = build(
-        dataset.image_shape,
-        dataset.num_classes if config.conditional else 0,
-        config.latent_size,
-        config.network,
-        width=config.width,
-        depth=config.depth,
-        prior=config.prior,
-        num_samples=config.num_samples,
-        seed=config.seed,
-    )
+    with dtype_policy(config.precision):
+        cvae = build(
+            dataset.image_shape,
+            dataset.num_classes if config.conditional else 0,
+            config.latent_size,
+            config.network,
+            width=config.width,
+            depth=config.depth,
+            prior=config.prior,
+            num_samples=config.num_samples,
+            seed=config.seed,
+        )
     mean = np.clip(dataset.train.mean_image(config.binarization), 1e-3, 1 - 1e-3)
     bias = cvae.decoder.get_layer("pixel_bias").bias
     bias.assign(np.reshape(np.log(mean / (1 - mean)), bias.shape))
@@ -291,9 +293,10 @@ def compile_model(cvae: CVAE, config: TrainConfig, steps_per_epoch: int) -> None
         loss=loss,
         metrics=[ELBO(), Rate(), Distortion()],
         # XLA fuses the element-wise part of dense networks, which pays for the seconds that it compiles only after some
-        # steps; on a CPU its convolutions, which q(y|x) has, too, are slower than TensorFlow's, and it cannot sum over
-        # replicas.
+        # steps; on a CPU its convolutions, which q(y|x) has, too, are slower than TensorFlow's, it has no products in
+        # bfloat16, and it cannot sum over replicas.
         jit_compile=config.network != "conv"
+        and config.precision == "float32"
         and config.model == "cvae"
         and steps_per_epoch * config.epochs >= _XLA_PAYS_FROM_STEPS
         and tf.distribute.get_strategy().num_replicas_in_sync == 1,

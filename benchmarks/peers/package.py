@@ -1,7 +1,7 @@
 """This package: `compile` and `fit` as `tfp-cvae train` does.
 
-Variants: "keras" has a program for each step, "kernels" no XLA, "callbacks" those of `tfp-cvae train`, and "2 workers"
-and the like share each batch among as many processes, which have no XLA either.
+Variants: "keras" has a program for each step, "kernels" no XLA, "bfloat16" that precision and no XLA, "callbacks" those
+of `tfp-cvae train`, and "2 workers" and the like share each batch among as many processes, which have no XLA either.
 """
 
 import json
@@ -76,6 +76,7 @@ def train(given, is_assistant):
         network=given.network,
         width=given.width,
         latent_size=given.latent_size,
+        precision="mixed_bfloat16" if given.variant == "bfloat16" else "float32",
         learning_rate_schedule="constant",
         epochs=1000,
     )

@@ -27,6 +27,16 @@ training._XLA_PAYS_FROM_STEPS = 1
 backup.Backup.__init__.__kwdefaults__["every_seconds"] = 0
 sys.exit(cli.main())
 """
+SHARED_OUT = """
+import json
+import numpy as np
+from tfp_cvae import distribution
+strategy = distribution.from_environment()
+number = distribution.worker_number(strategy)
+rows = [distribution.rows_of_worker(count, strategy) for count in (7, 1)]
+again = [distribution.gathered(np.stack([own, -own], axis=1).astype(np.float64) / 3, strategy) for own in rows]
+print(json.dumps([number, [own.tolist() for own in rows], [all_rows.tolist() for all_rows in again]]))
+"""
 # Of sums in another order, after 48 steps.
 TOLERANCE = 1e-3
 
@@ -48,23 +58,23 @@ def words(folder, name, *more):
     return ["train", "--dataset", f"{folder}/stripes.npz", "--output", f"{folder}/{name}", *settings, *more]
 
 
-def start(number, command):
+def start(number, command, program=PROGRAM):
     """As many workers, the chief first."""
     sockets = [socket.create_server(("localhost", 0)) for _ in range(number)]
     cluster = {"worker": [f"localhost:{free.getsockname()[1]}" for free in sockets]}
     for free in sockets:
         free.close()
-    return processes(cluster, number, command)
+    return processes(cluster, number, command, program)
 
 
-def processes(cluster, number, command):
+def processes(cluster, number, command, program=PROGRAM):
     """The first ones of a cluster."""
     workers = []
     for index in range(number):
         task = {"cluster": cluster, "task": {"type": "worker", "index": index}}
         workers.append(
             subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, *command],
+                [sys.executable, "-c", program, *command],
                 env={**os.environ, "TF_CONFIG": json.dumps(task)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -136,6 +146,18 @@ def leaves(value, name=""):
             yield from leaves(inner, f"{name}/{key}")
     else:
         yield name, value
+
+
+def test_rows_are_shared_out_and_gathered():
+    """Also fewer than there are workers, one of which has none then."""
+    printed = finish(start(2, [], SHARED_OUT))
+    (first, first_rows, gathered), (second, second_rows, same) = (json.loads(out) for out, _ in printed)
+    assert (first, second) == (0, 1)
+    assert first_rows == [[0, 1, 2, 3], [0]]
+    assert second_rows == [[4, 5, 6], []]
+    for rows, size in zip(gathered, (7, 1), strict=True):
+        np.testing.assert_array_equal(rows, np.stack([np.arange(size), -np.arange(size)], axis=1) / 3)
+    assert same == gathered
 
 
 def test_two_workers_evaluate_as_one(folder):

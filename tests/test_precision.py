@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+from tfp_cvae.build import build_cvae, build_semi_supervised_cvae
+from tfp_cvae.config import TrainConfig
+from tfp_cvae.export import export_saved_model
+from tfp_cvae.layers import dtype_policy
+from tfp_cvae.losses import ELBO, NegativeELBO, SemiSupervisedNegativeELBO
+from tfp_cvae.training import train
+
+CASES = [("mlp", "label"), ("residual", "standard"), ("conv", "flow"), ("m2", "standard"), ("m1+m2", "standard")]
+
+
+def built(policy, network, prior):
+    keras.utils.set_random_seed(0)
+    with dtype_policy(policy):
+        if network in ("m2", "m1+m2"):
+            return build_semi_supervised_cvae((8, 8, 1), 3, 4, width=16, stacked=network == "m1+m2", deformation=0.5)
+        return build_cvae((8, 8, 1), 3, 4, network, width=16, prior=prior)
+
+
+def compiled(policy, network, prior):
+    cvae = built(policy, network, prior)
+    loss = SemiSupervisedNegativeELBO() if network in ("m2", "m1+m2") else NegativeELBO()
+    cvae.compile(keras.optimizers.Adam(1e-3), loss=loss, metrics=[ELBO()])
+    return cvae
+
+
+@pytest.mark.parametrize(("network", "prior"), CASES)
+def test_bound_and_training_are_those_in_float32_up_to_rounding(network, prior, dataset):
+    batches = dataset.train.batches(32, drop_remainder=True)
+    found = {}
+    for policy in ("float32", "mixed_bfloat16"):
+        cvae = compiled(policy, network, prior)
+        bounds = [cvae.evaluate(dataset.test.batches(16), verbose=0, return_dict=True)["elbo"]]
+        losses = cvae.fit(batches, epochs=3, verbose=0).history["loss"]
+        bounds.append(cvae.evaluate(dataset.test.batches(16), verbose=0, return_dict=True)["elbo"])
+        found[policy] = np.array([*bounds, *losses])
+        assert {weight.dtype for weight in cvae.trainable_variables} == {tf.float32}
+        assert losses[-1] < losses[0]
+    exact, rounded = found.values()
+    np.testing.assert_allclose(rounded[0], exact[0], rtol=2e-3)
+    np.testing.assert_allclose(rounded, exact, rtol=2e-2)
+    # bfloat16 has 8 bits: if all numbers agreed to 6 digits, nothing would have been computed in it.
+    assert np.abs(rounded / exact - 1).max() > 1e-6
+
+
+@pytest.mark.parametrize(("network", "prior"), CASES)
+def test_what_is_a_density_is_in_float32(network, prior, dataset):
+    cvae = built("mixed_bfloat16", network, prior)
+    image, one_hot = dataset.test.binarized()[:4], np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]
+    posterior = cvae.posterior(image, one_hot)
+    numbers = [posterior.mean(), cvae.prior(one_hot).log_prob(posterior.mean()), cvae.generate([0, 1], seed=0)]
+    numbers.append(cvae.likelihood(posterior.mean(), one_hot).log_prob(image))
+    assert [number.dtype for number in numbers] == [tf.float32] * 4
+    # The policy holds for what is made in its scope alone.
+    assert keras.mixed_precision.global_policy().name == "float32"
+    hidden = [layer for layer in cvae.encoder.layers if isinstance(layer, (keras.layers.Dense, keras.layers.Conv2D))]
+    assert {layer.compute_dtype for layer in hidden} == {"bfloat16"}
+
+
+@pytest.mark.parametrize(("network", "prior"), [("conv", "flow"), ("m2", "standard")])
+def test_save_load_and_serve(network, prior, dataset, tmp_path):
+    cvae = compiled("mixed_bfloat16", network, prior)
+    batches = dataset.test.batches(8)
+    cvae.fit(batches, verbose=0)
+    cvae.save(tmp_path / "cvae.keras")
+    loaded = keras.models.load_model(tmp_path / "cvae.keras")
+    served = tf.saved_model.load(str(export_saved_model(loaded, tmp_path / "served")))
+    label, seed = np.array([0, 1, 2]), np.array([3, 4, 5])
+    answer = served.signatures["generate"](label=tf.constant(label), seed=tf.constant(seed))["image"]
+    np.testing.assert_array_equal(loaded.generate(label, seed), cvae.generate(label, seed))
+    np.testing.assert_allclose(answer, cvae.generate(label, seed), atol=1e-2)
+    # It goes on as the original does, bit for bit.
+    for model in (cvae, loaded):
+        model.fit(batches, verbose=0)
+    for one, other in zip(cvae.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_train(tmp_path, npz):
+    config = TrainConfig(dataset=str(npz), width=16, latent_size=4, epochs=2, batch_size=32, precision="mixed_bfloat16")
+    run = train(config, tmp_path / "run", verbose=0)
+    history = run.history()
+    assert history[-1]["val_elbo"] > history[0]["val_elbo"]
+    policies = {
+        layer.dtype_policy.name for layer in run.model().decoder.layers if isinstance(layer, keras.layers.Dense)
+    }
+    assert policies == {"mixed_bfloat16"}
+    assert keras.mixed_precision.global_policy().name == "float32"
