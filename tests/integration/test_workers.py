@@ -172,6 +172,7 @@ def test_two_workers_evaluate_as_one(folder):
     for result in results:
         for measured in ("latents_per_second", "products_per_second", "likelihood_seconds", "seconds"):
             del result["protocol"][measured]
+    assert [result["protocol"].pop("num_workers") for result in results] == [1, 2]
     # Of 24 images, each worker has 12; the products of a group of images are rounded by their place in it.
     one, two = (dict(leaves(result)) for result in results)
     assert one.keys() == two.keys()
