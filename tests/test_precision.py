@@ -3,13 +3,18 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+from tfp_cvae import model_checks
+from tfp_cvae.backup import Backup
 from tfp_cvae.build import build_cvae, build_semi_supervised_cvae
-from tfp_cvae.config import TrainConfig
+from tfp_cvae.config import EvaluationConfig, TrainConfig
+from tfp_cvae.evaluation import evaluate_run
 from tfp_cvae.export import export_saved_model
 from tfp_cvae.layers import dtype_policy
 from tfp_cvae.losses import ELBO, NegativeELBO, SemiSupervisedNegativeELBO
+from tfp_cvae.sources import load_dataset
 from tfp_cvae.training import train
 
+PRODUCTS = (keras.layers.Dense, keras.layers.Conv2D)
 CASES = [("mlp", "label"), ("residual", "standard"), ("conv", "flow"), ("m2", "standard"), ("m1+m2", "standard")]
 
 
@@ -57,8 +62,12 @@ def test_what_is_a_density_is_in_float32(network, prior, dataset):
     assert [number.dtype for number in numbers] == [tf.float32] * 4
     # The policy holds for what is made in its scope alone.
     assert keras.mixed_precision.global_policy().name == "float32"
-    hidden = [layer for layer in cvae.encoder.layers if isinstance(layer, (keras.layers.Dense, keras.layers.Conv2D))]
-    assert {layer.compute_dtype for layer in hidden} == {"bfloat16"}
+    for name, net in {"encoder": cvae.encoder, "decoder": cvae.decoder, "prior": cvae.prior_network}.items():
+        layers = [] if net is None else [layer for layer in net.submodules if isinstance(layer, keras.layers.Layer)]
+        *hidden, last = [layer.compute_dtype for layer in layers if isinstance(layer, PRODUCTS)] or ["none"]
+        assert set(hidden) <= {"float32" if name == "prior" else "bfloat16", "float32"}
+        assert ("bfloat16" in hidden) == (name != "prior")
+        assert last == {"encoder": "float32", "decoder": "bfloat16"}.get(name, last)
 
 
 @pytest.mark.parametrize(("network", "prior"), [("conv", "flow"), ("m2", "standard")])
@@ -80,13 +89,39 @@ def test_save_load_and_serve(network, prior, dataset, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
-def test_train(tmp_path, npz):
-    config = TrainConfig(dataset=str(npz), width=16, latent_size=4, epochs=2, batch_size=32, precision="mixed_bfloat16")
+def test_train_and_evaluate(tmp_path, npz):
+    settings = {"width": 16, "latent_size": 4, "prior": "label", "epochs": 2, "batch_size": 32, "ema_momentum": 0.9}
+    config = TrainConfig(dataset=str(npz), precision="mixed_bfloat16", **settings)
     run = train(config, tmp_path / "run", verbose=0)
     history = run.history()
     assert history[-1]["val_elbo"] > history[0]["val_elbo"]
-    policies = {
-        layer.dtype_policy.name for layer in run.model().decoder.layers if isinstance(layer, keras.layers.Dense)
-    }
-    assert policies == {"mixed_bfloat16"}
-    assert keras.mixed_precision.global_policy().name == "float32"
+    assert model_checks.compute_dtypes(run.model()) == ["bfloat16", "float32"]
+    small = EvaluationConfig(num_importance_samples=100, generated_per_class=2, num_classifier_images=20)
+    # A policy of the user changes neither the model, which has its own, nor the judge.
+    with dtype_policy("mixed_bfloat16"):
+        evaluation = evaluate_run(run, load_dataset(npz), small)
+    again = evaluate_run(run, load_dataset(npz), small)
+    assert evaluation.log_p_x_given_y.mean >= evaluation.elbo.mean
+    assert evaluation.protocol["products_per_second"] > 0
+    measured = ("latents_per_second", "products_per_second", "likelihood_seconds", "seconds")
+    for found in (evaluation, again):
+        for name in measured:
+            del found.protocol[name]
+    assert evaluation.to_dict() == again.to_dict()
+
+
+def test_networks_in_float16_need_scaling(dataset):
+    """Without it, Keras would train them in silence, and small gradients would be zero."""
+    cvae = built("mixed_float16", "mlp", "standard")
+    with pytest.raises(ValueError, match=r"optimizer: expected tf_keras\.mixed_precision\.LossScaleOptimizer for"):
+        cvae.compile("adam", loss=NegativeELBO())
+    cvae.compile(keras.mixed_precision.LossScaleOptimizer(keras.optimizers.Adam(1e-2)), loss=NegativeELBO())
+    losses = cvae.fit(dataset.train.batches(32, drop_remainder=True), epochs=3, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+
+
+def test_a_backup_in_another_precision_is_not_gone_on_with(dataset, tmp_path):
+    batches = dataset.train.batches(32, drop_remainder=True)
+    compiled("mixed_bfloat16", "mlp", "label").fit(batches, callbacks=[Backup(tmp_path, batches)], verbose=0)
+    with pytest.raises(ValueError, match=r"precision: expected \['bfloat16', 'float32'\] as of the training"):
+        compiled("float32", "mlp", "label").fit(batches, epochs=2, callbacks=[Backup(tmp_path, batches)], verbose=0)

@@ -153,8 +153,13 @@ def test_the_configuration_reaches_model_and_optimizer(npz):
     assert float(cvae.optimizer.learning_rate) == pytest.approx(config.learning_rate)
     assert not cvae.optimizer.use_ema
     # XLA only where it pays.
-    for network, epochs, compiled in (("mlp", 3, False), ("mlp", 1000, True), ("conv", 1000, False)):
-        compile_model(cvae, small(npz, network=network, epochs=epochs), steps_per_epoch=7)
+    for compiled, options in (
+        (False, {"epochs": 3}),
+        (True, {"epochs": 1000}),
+        (False, {"epochs": 1000, "network": "conv"}),
+        (False, {"epochs": 1000, "precision": "mixed_bfloat16"}),
+    ):
+        compile_model(cvae, small(npz, **options), steps_per_epoch=7)
         assert bool(cvae._jit_compile) == compiled
 
 

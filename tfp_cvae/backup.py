@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfp_cvae import atomic, callback_state, distribution
+from tfp_cvae import atomic, callback_state, distribution, model_checks
 from tfp_cvae.batches import EpochCounter
 from tfp_cvae.callbacks import SwapEMAWeights
 
@@ -169,11 +169,11 @@ class Backup(keras.callbacks.Callback):
     def _check_same(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError if the training to go on with is another one."""
         advice = "go on as it was begun, or begin again with another folder"
+        begun = {"precision": ["float32"], **state["settings"]}
         for name, value in self._settings().items():
-            if state["settings"].get(name) != value:
+            if begun.get(name) != value:
                 raise ValueError(
-                    f"{name}: expected {state['settings'].get(name)} as of the training in {self.folder}, got {value}; "
-                    f"{advice}"
+                    f"{name}: expected {begun.get(name)} as of the training in {self.folder}, got {value}; {advice}"
                 )
         epochs = self.params["epochs"]
         if self.finished and not state["stopped"] and epochs != self.epoch:
@@ -187,6 +187,7 @@ class Backup(keras.callbacks.Callback):
         settings = {
             "compile": self.model.compiled_with,
             "seed": self.model.seed,
+            "precision": model_checks.compute_dtypes(self.model),
             "batches": self._epochs.settings if self._epochs else None,
             "callbacks": [type(callback).__name__ for callback in self._all_callbacks()],
         }

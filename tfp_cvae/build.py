@@ -24,7 +24,8 @@ def build_cvae(
 ) -> CVAE:
     """Builds a CVAE from one of the package's networks.
 
-    The initial weights come from Keras's global generator: call `keras.utils.set_random_seed` before it.
+    The initial weights come from Keras's global generator: call `keras.utils.set_random_seed` before it. The networks
+    follow the global dtype policy of Keras, such as "mixed_bfloat16", but for what makes the parameters of a density.
 
     Args:
         image_shape: `(height, width, channels)`.

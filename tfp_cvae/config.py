@@ -69,7 +69,7 @@ class TrainConfig:
     prior: Prior = "standard"
     """p(z|y): the standard normal, one normal learned for each label, or a normalizing flow that knows the label."""
     precision: Precision = "float32"
-    """Dtype policy of encoder, decoder and classifier; bfloat16 pays on processors that have instructions for it."""
+    """Dtype policy of the networks; their weights, and all log-probabilities and the KL, are float32 with either."""
 
     objective: Objective = "elbo"
     """Bound that is maximised."""

@@ -62,7 +62,8 @@ def evaluate(
     # First what is quick, so that what does not work shows before the long pass.
     latent = _latent_use(cvae, dataset.train, image, label, binarization, config.seed)
     products = products_per_second(cvae, jit_compile=jit_compile)
-    workers = 1 if strategy is None else distribution.num_workers(strategy)
+    if products is not None:
+        products = float(distribution.gathered(np.array([products]), strategy).sum())
     samples, recognised = (
         _sample_quality(cvae, dataset, config, binarization, verbose, strategy) if cvae.num_classes else (None, None)
     )
@@ -85,10 +86,10 @@ def evaluate(
         "num_images": len(image),
         "num_real_test_images": len(dataset.test),
         "jit_compile": jit_compile,
-        "num_workers": workers,
+        "num_workers": 1 if strategy is None else distribution.num_workers(strategy),
         "latents_decoded": likelihood.decoded,
         "latents_per_second": round(likelihood.decoded / (end - likelihood_begin), 1),
-        "products_per_second": None if products is None else round(workers * products, 1),
+        "products_per_second": None if products is None else round(products, 1),
         "likelihood_seconds": round(end - likelihood_begin, 1),
         "seconds": round(end - begin, 1),
     }

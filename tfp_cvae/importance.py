@@ -149,7 +149,10 @@ def products_per_second(
     with_products = [layer for layer in layers if any(weight.shape.rank > 1 for weight in _own_weights(layer))]
     if not all(type(layer) in _COUNTED and len(layer.inbound_nodes) == 1 for layer in with_products):
         return None
-    inputs = [tf.random.stateless_normal([batch_size, *layer.input_shape[1:]], seed=[0, 0]) for layer in with_products]
+    inputs = [
+        tf.cast(tf.random.stateless_normal([batch_size, *layer.input_shape[1:]], seed=[0, 0]), layer.compute_dtype)
+        for layer in with_products
+    ]
     bare = [
         type(layer).from_config({**layer.get_config(), "activation": None, "use_bias": False})
         for layer in with_products

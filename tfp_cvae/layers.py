@@ -1,6 +1,6 @@
 """Distribution layers that Keras can save and load with `safe_mode` on.
 
-They compute in float32 whatever the dtype policy of the network before them: densities in bfloat16 are off by nats.
+They compute in float32 whatever the dtype policy of the network before them.
 
 They follow the convention of `tfp.layers`: a layer maps a tensor of parameters to a distribution, and the static
 method `params_size` says how many parameters a preceding `Dense` layer has to deliver. The layers of `tfp.layers` hold
@@ -84,6 +84,17 @@ class MultivariateNormalDiag(SerializableDistributionLambda):
         return 2 * event_shape
 
 
+class Bernoulli(tfd.Bernoulli):
+    """`tfd.Bernoulli` of finite logits l, with one logarithm for each pixel x where that has two.
+
+    log p(x) = x l - log(1 + exp(l))
+    """
+
+    def _log_prob(self, event: tf.Tensor) -> tf.Tensor:
+        logits = self.logits_parameter()
+        return event * logits - tf.nn.softplus(logits)
+
+
 @keras.saving.register_keras_serializable("tfp_cvae")
 class IndependentBernoulli(SerializableDistributionLambda):
     """Turns logits into independent Bernoulli pixels, as `tfd.Independent(tfd.Bernoulli)`.
@@ -105,9 +116,7 @@ class IndependentBernoulli(SerializableDistributionLambda):
 
         def make_distribution(params: tf.Tensor) -> tfd.Distribution:
             logits = tf.reshape(params, (-1, *shape))
-            return tfd.Independent(
-                tfd.Bernoulli(logits=logits, dtype=logits.dtype), reinterpreted_batch_ndims=len(shape)
-            )
+            return tfd.Independent(Bernoulli(logits=logits, dtype=logits.dtype), reinterpreted_batch_ndims=len(shape))
 
         super().__init__(make_distribution, shape, **kwargs)
 
@@ -193,6 +202,10 @@ class SiLU(keras.layers.Layer):
 def dtype_policy(name: str) -> Iterator[None]:
     """Has layers that are made in it follow a dtype policy of Keras, such as "mixed_bfloat16"."""
     before = keras.mixed_precision.global_policy()
+    if before.name == name:
+        # Setting it would keep it from following `set_floatx`.
+        yield
+        return
     keras.mixed_precision.set_global_policy(name)
     try:
         yield

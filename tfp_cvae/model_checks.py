@@ -43,7 +43,8 @@ class CheckedModel(keras.Model):
 
         Raises:
             TypeError: If the optimizer is not one of `tf_keras`.
-            ValueError: If the loss is one of Keras, which sees the mean image alone.
+            ValueError: If the loss is one of Keras, which sees the mean image alone, or networks in float16 are trained
+                without scaling of the loss.
         """
         if type(optimizer).__module__.split(".")[0] == "keras":
             raise TypeError(
@@ -55,6 +56,13 @@ class CheckedModel(keras.Model):
             raise ValueError(
                 f"loss: expected tfp_cvae.NegativeELBO() or NegativeIWAE(), got {loss!r}, which compares the image "
                 "with its reconstruction and knows nothing of the latent"
+            )
+        # Keras scales the loss by itself only where the model is float16 as a whole.
+        scales = isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer)
+        if "float16" in compute_dtypes(self) and not scales:
+            raise ValueError(
+                "optimizer: expected tf_keras.mixed_precision.LossScaleOptimizer for networks in float16, whose "
+                f"gradients vanish without it, got {optimizer!r}; or make them under the policy mixed_bfloat16"
             )
         super().compile(optimizer, loss, *args, **kwargs)
         parts = [
@@ -234,6 +242,12 @@ def checked_dataset(data: Any, takes_unlabelled: bool = False) -> Any:
             return tf.nest.map_structure(tf.identity, (x, *rest))
 
     return data.map(check)
+
+
+def compute_dtypes(model: keras.Model) -> list[str]:
+    """Names of the dtypes in which the layers of a model compute, sorted."""
+    layers = [layer for layer in model.submodules if isinstance(layer, keras.layers.Layer)]
+    return sorted({layer.compute_dtype for layer in layers if not isinstance(layer, keras.metrics.Metric)})
 
 
 def check_callbacks(callbacks: Any) -> None:

@@ -113,10 +113,10 @@ def stacked(m1: Networks, num_classes: int, width: int = 128) -> Networks:
     image, one_hot = m1.encoder.input, _one_hot_input(num_classes)
     # The last two layers of an encoder make parameters of the hidden units, and a distribution of those.
     hidden = m1.encoder.layers[-2].input
-    mean, raw_scale = keras.layers.Dense(latent_size)(hidden), keras.layers.Dense(latent_size)(hidden)
+    mean, raw_scale = _head(latent_size)(hidden), _head(latent_size)(hidden)
     hidden = _hidden_layers(mean, one_hot, width, depth=2)
-    upper_mean, upper_raw_scale = keras.layers.Dense(latent_size)(hidden), keras.layers.Dense(latent_size)(hidden)
-    params = keras.layers.Concatenate()([upper_mean, mean, upper_raw_scale, raw_scale])
+    upper_mean, upper_raw_scale = _head(latent_size)(hidden), _head(latent_size)(hidden)
+    params = keras.layers.Concatenate(dtype="float32")([upper_mean, mean, upper_raw_scale, raw_scale])
     encoder = keras.Model([image, one_hot], MultivariateNormalDiag(2 * latent_size)(params), name="encoder")
 
     latent = keras.Input((2 * latent_size,), name="latent")
@@ -129,9 +129,7 @@ def stacked(m1: Networks, num_classes: int, width: int = 128) -> Networks:
 def label_prior(num_classes: int, latent_size: int) -> keras.Model:
     """Prior p(z|y): a diagonal normal for each class, which starts as N(0, I)."""
     one_hot = keras.Input((num_classes,), name="one_hot")
-    params = keras.layers.Dense(
-        MultivariateNormalDiag.params_size(latent_size), kernel_initializer="zeros", use_bias=False
-    )(one_hot)
+    params = _head(MultivariateNormalDiag.params_size(latent_size), kernel_initializer="zeros", use_bias=False)(one_hot)
     return keras.Model(one_hot, MultivariateNormalDiag(latent_size)(params), name="prior")
 
 
@@ -143,7 +141,7 @@ def convolutional_classifier(image_shape: tuple[int, ...], num_classes: int, wid
     tensor = SiLU()(_convolution(4 * width, 3, strides=2)(tensor))
     tensor = keras.layers.Flatten()(tensor)
     tensor = SiLU()(keras.layers.Dense(4 * width)(tensor))
-    logits = keras.layers.Dense(OneHotCategorical.params_size(num_classes))(tensor)
+    logits = _head(OneHotCategorical.params_size(num_classes))(tensor)
     return keras.Model(image, OneHotCategorical(num_classes)(logits), name="classifier")
 
 
@@ -177,7 +175,7 @@ def _inputs(tensor: tf.Tensor, one_hot: tf.Tensor | None) -> list[tf.Tensor]:
 
 
 def _encoder(image: tf.Tensor, one_hot: tf.Tensor | None, hidden: tf.Tensor, latent_size: int) -> keras.Model:
-    params = keras.layers.Dense(MultivariateNormalDiag.params_size(latent_size))(hidden)
+    params = _head(MultivariateNormalDiag.params_size(latent_size))(hidden)
     return keras.Model(_inputs(image, one_hot), MultivariateNormalDiag(latent_size)(params), name="encoder")
 
 
@@ -186,6 +184,11 @@ def _decoder(
 ) -> keras.Model:
     logits = PixelBias(name="pixel_bias")(logits)
     return keras.Model(_inputs(latent, one_hot), IndependentBernoulli(image_shape)(logits), name="decoder")
+
+
+def _head(size: int, **kwargs: object) -> keras.layers.Layer:
+    """The few parameters of a normal or categorical distribution, in float32 whatever the dtype policy."""
+    return keras.layers.Dense(size, dtype="float32", **kwargs)
 
 
 def _convolution(filters: int, size: int, **kwargs: object) -> keras.layers.Layer:

@@ -7,6 +7,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from tfp_cvae import distribution, on_disk
 from tfp_cvae.data import Split
+from tfp_cvae.layers import dtype_policy
 from tfp_cvae.model import CVAE
 
 _BATCH_SIZE = 128
@@ -35,21 +36,23 @@ def train_classifier(
         Model from image `[n, height, width, channels]` float32 in [0, 1] to logits `[n, num_classes]`.
     """
     keras.utils.set_random_seed(seed)
-    classifier = keras.Sequential(
-        [
-            keras.Input(images.shape[1:]),
-            # Active in training only.
-            keras.layers.RandomTranslation(_SHIFT, _SHIFT, fill_mode="nearest"),
-            *_convolution(32, kernel_size=5),
-            *_convolution(64, kernel_size=3),
-            *_convolution(128, kernel_size=3),
-            keras.layers.Flatten(),
-            keras.layers.Dropout(0.3),
-            keras.layers.Dense(128, activation="relu"),
-            keras.layers.Dropout(0.3),
-            keras.layers.Dense(num_classes),
-        ]
-    )
+    # The same judge whatever policy was set for the model.
+    with dtype_policy("float32"):
+        classifier = keras.Sequential(
+            [
+                keras.Input(images.shape[1:]),
+                # Active in training only.
+                keras.layers.RandomTranslation(_SHIFT, _SHIFT, fill_mode="nearest"),
+                *_convolution(32, kernel_size=5),
+                *_convolution(64, kernel_size=3),
+                *_convolution(128, kernel_size=3),
+                keras.layers.Flatten(),
+                keras.layers.Dropout(0.3),
+                keras.layers.Dense(128, activation="relu"),
+                keras.layers.Dropout(0.3),
+                keras.layers.Dense(num_classes),
+            ]
+        )
     steps_per_epoch = -(-len(images) // _BATCH_SIZE)
     epochs = max(epochs, -(-_MIN_STEPS // steps_per_epoch))
     classifier.compile(
