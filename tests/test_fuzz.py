@@ -33,10 +33,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tfp_cvae import cli, model_files
-from tfp_cvae.build import build_cvae
+from tfp_cvae.build import build_cvae, build_semi_supervised_cvae
 from tfp_cvae.config import TrainConfig
 from tfp_cvae.data import make_dataset
-from tfp_cvae.losses import NegativeELBO
+from tfp_cvae.layers import dtype_policy
+from tfp_cvae.losses import NegativeELBO, SemiSupervisedNegativeELBO
 from tfp_cvae.run import Run
 from tfp_cvae.sources import load_dataset
 
@@ -378,6 +379,7 @@ _FIELDS = {
     "width": None,
     "depth": 2,
     "prior": "flow",
+    "precision": "float32",
     "objective": "iwae",
     "num_samples": 3,
     "kl_weight": 1.0,
@@ -801,15 +803,11 @@ def put(tree, path, value):
     return tree
 
 
-def test_models(fuzz, watch):
-    model = build_cvae((4, 4, 1), 2, latent_size=2, width=4, depth=1, prior="label")
-    model.compile("adam", NegativeELBO())
-    path = watch.folder / "whole.keras"
-    model.save(path)
+def _spoilt_models(path):
+    """Strategy of the bytes of model files that are not quite the one at `path`."""
     with zipfile.ZipFile(path) as file:
         contents = {name: file.read(name) for name in file.namelist()}
     config = json.loads(contents["config.json"])
-    drawn_path = watch.folder / "drawn.keras"
 
     def with_member(name, data, lies=()):
         return zipped(list({**contents, name: data}.items()), lies)
@@ -828,7 +826,7 @@ def test_models(fuzz, watch):
     numbers = [path for path in places(config) if path and path[-1] in ("units", "num_samples", "event_shape")]
     large = st.builds(put, st.just(config), st.sampled_from(numbers), st.sampled_from([2**20, 2**28, 2**28, 2**40, 0]))
     names = st.sampled_from(["../x", "/x", "assets/../../x", "C:\\x", "assets/x", "config.json", "x\x00", "assets/"])
-    drawn = st.one_of(
+    return st.one_of(
         st.builds(lambda data: with_member("config.json", data), configs),
         st.builds(lambda tree: with_member("config.json", json_text(tree).encode()), evil),
         st.builds(lambda tree: with_member("config.json", json_text(tree).encode()), tangled),
@@ -840,15 +838,28 @@ def test_models(fuzz, watch):
         st.builds(lambda lies: with_member("metadata.json", b'{"keras_version": "2.20"}', lies), _LIES),
     )
 
+
+def test_models(fuzz, watch):
+    size = {"latent_size": 2, "width": 4, "depth": 1}
+    with dtype_policy("mixed_bfloat16"):
+        stacked = build_semi_supervised_cvae((4, 4, 1), 2, stacked=True, deformation=0.5, **size)
+    drawn_path = watch.folder / "drawn.keras"
+    whole = []
+    plain = build_cvae((4, 4, 1), 2, prior="label", **size)
+    for model, loss in ((plain, NegativeELBO()), (stacked, SemiSupervisedNegativeELBO())):
+        model.compile("adam", loss)
+        whole.append(watch.folder / f"{type(model).__name__}.keras")
+        model.save(whole[-1])
+        drawn_path.write_bytes(whole[-1].read_bytes())
+        assert watch("models", model_files.load_keras, drawn_path) is not None
+
     def check(data):
         drawn_path.write_bytes(data)
         watch("models", model_files.load_keras, drawn_path)
         if watch.tried["models"] % 20 == 0:
             keras.backend.clear_session()
 
-    drawn_path.write_bytes(path.read_bytes())
-    assert watch("models", model_files.load_keras, drawn_path) is not None
-    fuzz("models", drawn, check)
+    fuzz("models", st.one_of(*map(_spoilt_models, whole)), check)
 
 
 def test_command_line(fuzz, watch):

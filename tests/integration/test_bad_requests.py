@@ -29,7 +29,7 @@ if __name__ != "__main__":  # The process that answers has no Python TensorFlow.
     import tf_keras as keras
     from conftest import perturb
 
-    from tfp_cvae.build import build_cvae
+    from tfp_cvae.build import build_cvae, build_semi_supervised_cvae
     from tfp_cvae.export import export_saved_model
     from tfp_cvae.importance import importance_estimate
     from tfp_cvae.likelihood import likelihood_under_each_label
@@ -465,11 +465,17 @@ def _listed(requests):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Three models, and the folders of their versions."""
+    """Four models, and the folders of their versions."""
     found, folders = [], []
-    for index, (num_classes, prior) in enumerate([(10, "standard"), (10, "flow"), (0, "standard")]):
+    kinds = [
+        (build_cvae, 10, "standard"),
+        (build_cvae, 10, "flow"),
+        (build_cvae, 0, "standard"),
+        (build_semi_supervised_cvae, 10, "label"),
+    ]
+    for index, (build, num_classes, prior) in enumerate(kinds):
         keras.utils.set_random_seed(index)
-        cvae = build_cvae((8, 8, 1), num_classes, 4, width=8, prior=prior)
+        cvae = build((8, 8, 1), num_classes, 4, width=8, prior=prior)
         perturb(cvae)
         folders.append(export_saved_model(cvae, tmp_path_factory.mktemp("models") / "cvae", num_importance_samples=K))
         found.append(Model(index, cvae, dict(sorted(stand_ins.signature_tensors(folders[-1]).items()))))
@@ -495,6 +501,9 @@ def _expected(request):
         return [posterior.mean(), posterior.stddev()]
     if request.signature == "reconstruct":
         return [cvae.reconstruct(image, label)]
+    if request.signature == "classify_fast":
+        probabilities = cvae.classify_fast(image)
+        return [np.argmax(probabilities, axis=1), probabilities]
     if request.signature == "log_likelihood":
         found = importance_estimate(cvae, image, label, num_samples=K, seed=int(seed[0]))
         return [found.elbo, found.log_likelihood]

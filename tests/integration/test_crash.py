@@ -46,6 +46,7 @@ SETTINGS = {
     },
     "few labels, stacked": {
         "model": "m1+m2",
+        "precision": "mixed_bfloat16",
         "num_labels": 6,
         "labelled_per_batch": 4,
         "label_warmup_epochs": 2,
