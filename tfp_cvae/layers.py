@@ -185,8 +185,8 @@ class SiLU(keras.layers.Layer):
 
     The activation "silu" of Keras, but with the gradient that TensorFlow derives by itself. For every graph with a
     custom gradient, which that one has, an entry stays in a table of TensorFlow, so that a process that goes on
-    building, loading and evaluating models grows without end. In float32 unless it is given another dtype, as the kernels
-    of TensorFlow for bfloat16 take twice the time on a CPU.
+    building, loading and evaluating models grows without end. In float32 unless it is given another dtype: TensorFlow's
+    kernels for bfloat16 take twice the time on a CPU.
 
     Call args:
         inputs: Tensor of any shape, float.
