@@ -199,7 +199,7 @@ def test_data_that_begin_with_another_epoch(dataset, folders):
 
 @pytest.mark.parametrize(
     ("every_seconds", "expected"),
-    # The clock goes on by 10 at each look, and a backup looks twice: by default the next one is 50 * 10 later.
+    # The clock goes on by 10 at each look, and a backup looks twice: by default the next one is 100 * 10 later.
     [(0, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), (35, [0, 4, 8, 9]), (1000, [0, 9]), (None, [0, 9])],
 )
 def test_a_backup_every_so_often(dataset, folders, monkeypatch, every_seconds, expected):

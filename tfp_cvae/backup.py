@@ -22,7 +22,7 @@ _STATE = "state.json"
 _ARRAYS = "arrays.npz"
 
 # By default a backup is written when so many times as long has passed as the last one took.
-_TIMES_AS_LONG = 50
+_TIMES_AS_LONG = 100
 
 
 class Backup(keras.callbacks.Callback):
@@ -46,7 +46,7 @@ class Backup(keras.callbacks.Callback):
         batches: What `fit` trains on: a result of `Split.batches` or `distribution.distribute`, or, if another function
             is mapped over it, that result itself; None for data that are the same, in the same order, in each epoch.
         every_seconds: Time that has to pass until the next backup; by default so long that the backups take at most a
-            fiftieth of it. What was trained since the last one is trained again, with the same result.
+            hundredth of it. What was trained since the last one is trained again, with the same result.
 
     Attributes:
         initial_epoch: For `fit`: the epochs that the backup has, 0 without one; above any number if the training has
