@@ -47,7 +47,13 @@ def test_log_prob_of_grey_pixels_and_large_logits():
     expected = tfd.Independent(tfd.Bernoulli(logits=np.float64(logits), dtype=tf.float64), 3).log_prob(
         np.float64(image)
     )
-    np.testing.assert_allclose(IndependentBernoulli((3, 4, 1))(logits).log_prob(image), expected, rtol=1e-6)
+    distribution = IndependentBernoulli((3, 4, 1))(logits)
+    np.testing.assert_allclose(distribution.log_prob(image), expected, rtol=1e-6)
+    # Images may be integers, as those of `tfd.Bernoulli`.
+    binary = image[:2].astype(np.uint8)
+    np.testing.assert_array_equal(
+        IndependentBernoulli((3, 4, 1))(logits[:2]).log_prob(binary), distribution.log_prob(image)[:2]
+    )
 
 
 @pytest.mark.parametrize(("layer", "size"), [(MultivariateNormalDiag(3), 6), (IndependentBernoulli((2, 1, 1)), 2)])

@@ -92,7 +92,7 @@ class Bernoulli(tfd.Bernoulli):
 
     def _log_prob(self, event: tf.Tensor) -> tf.Tensor:
         logits = self.logits_parameter()
-        return event * logits - tf.nn.softplus(logits)
+        return tf.cast(event, logits.dtype) * logits - tf.nn.softplus(logits)
 
 
 @keras.saving.register_keras_serializable("tfp_cvae")
