@@ -16,7 +16,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from tfp_cvae.atomic import write_next_version
-from tfp_cvae.build import build_cvae
+from tfp_cvae.build import build_cvae, build_semi_supervised_cvae
 from tfp_cvae.config import TrainConfig
 from tfp_cvae.data import make_dataset
 from tfp_cvae.export import export_run, export_saved_model, server_commands
@@ -132,6 +132,25 @@ def test_served_answers_are_those_of_the_model(tmp_path, dataset):
         np.testing.assert_allclose(classified["probabilities"][row], joint / joint.sum(), atol=1e-5)
     np.testing.assert_array_equal(classified["label"], np.argmax(classified["probabilities"], axis=1))
     assert classified["label"].dtype == np.int64
+
+
+@pytest.mark.parametrize("build", [build_cvae, build_semi_supervised_cvae])
+def test_no_rows_have_an_answer_of_none(tmp_path, build):
+    """Also by convolutions, for which TensorFlow has no kernel then if an activation follows."""
+    version = export_saved_model(build((8, 8, 1), 3, 4, "conv", width=8), tmp_path / "cvae", num_importance_samples=10)
+    served = tf.saved_model.load(str(version))
+    kinds = {
+        "image": ((8, 8, 1), tf.float32),
+        "latent": ((4,), tf.float32),
+        "label": ((), tf.int64),
+        "seed": ((), tf.int64),
+    }
+    for rows in (0, 1):
+        for name, signature in served.signatures.items():
+            inputs = {
+                key: tf.zeros([rows, *kinds[key][0]], kinds[key][1]) for key in signature.structured_input_signature[1]
+            }
+            assert {answer.shape[0] for answer in signature(**inputs).values()} == {rows}, name
 
 
 def test_without_classes(tmp_path):

@@ -89,8 +89,9 @@ class _Answers:
             return {"image": tf.identity(image)}
 
     def encode(self, image: tf.Tensor, label: tf.Tensor | None = None) -> Outputs:
-        posterior = self.cvae.posterior(image, self.one_hot(label))
-        return {"mean": posterior.mean(), "stddev": posterior.stddev()}
+        count = tf.shape(image)[0]
+        posterior = self.cvae.posterior(_one_or_more(image), self.one_hot(_one_or_more(label)))
+        return {"mean": posterior.mean()[:count], "stddev": posterior.stddev()[:count]}
 
     def reconstruct(self, image: tf.Tensor, label: tf.Tensor | None = None) -> Outputs:
         return {"image": self.image(self.encode(image, label)["mean"], label)}
@@ -122,8 +123,16 @@ class _Answers:
         return {"probabilities": tf.nn.softmax(log_joint), "label": tf.argmax(log_joint, axis=-1)}
 
     def classify_fast(self, image: tf.Tensor) -> Outputs:
-        probabilities = self.cvae.label_posterior(image).mean()
+        probabilities = self.cvae.label_posterior(_one_or_more(image)).mean()[: tf.shape(image)[0]]
         return {"probabilities": probabilities, "label": tf.argmax(probabilities, axis=-1)}
+
+
+def _one_or_more(rows: tf.Tensor | None) -> tf.Tensor | None:
+    """The rows, or one of zeros if there is none, of which TensorFlow cannot make a convolution with an activation."""
+    if rows is None:
+        return None
+    missing = tf.cast(tf.shape(rows)[0] == 0, tf.int32)
+    return tf.concat([rows, tf.zeros([missing, *rows.shape[1:]], rows.dtype)], axis=0)
 
 
 def _map_rows(row: Callable[[tf.Tensor], Any], seed: tf.Tensor, spec: Any) -> Any:
