@@ -84,7 +84,7 @@ class MultivariateNormalDiag(SerializableDistributionLambda):
         return 2 * event_shape
 
 
-class Bernoulli(tfd.Bernoulli):
+class _Bernoulli(tfd.Bernoulli):
     """`tfd.Bernoulli` of finite logits l, with one logarithm for each pixel x where that has two.
 
     log p(x) = x l - log(1 + exp(l))
@@ -93,6 +93,19 @@ class Bernoulli(tfd.Bernoulli):
     def _log_prob(self, event: tf.Tensor) -> tf.Tensor:
         logits = self.logits_parameter()
         return tf.cast(event, logits.dtype) * logits - tf.nn.softplus(logits)
+
+
+def independent_bernoulli(logits: tf.Tensor, event_rank: int = 3) -> tfd.Distribution:
+    """Independent Bernoulli pixels.
+
+    Args:
+        logits: `[..., *event_shape]` float, finite.
+        event_rank: Number of dimensions of an event.
+
+    Returns:
+        `tfd.Independent(tfd.Bernoulli)`.
+    """
+    return tfd.Independent(_Bernoulli(logits=logits, dtype=logits.dtype), reinterpreted_batch_ndims=event_rank)
 
 
 @keras.saving.register_keras_serializable("tfp_cvae")
@@ -116,7 +129,7 @@ class IndependentBernoulli(SerializableDistributionLambda):
 
         def make_distribution(params: tf.Tensor) -> tfd.Distribution:
             logits = tf.reshape(params, (-1, *shape))
-            return tfd.Independent(Bernoulli(logits=logits, dtype=logits.dtype), reinterpreted_batch_ndims=len(shape))
+            return independent_bernoulli(logits, event_rank=len(shape))
 
         super().__init__(make_distribution, shape, **kwargs)
 

@@ -10,7 +10,7 @@ from tensorflow_probability import distributions as tfd
 
 from tfp_cvae import checks, distribution, execution
 from tfp_cvae.flows import CouplingFlow
-from tfp_cvae.layers import Bernoulli, IndependentBernoulli, MultivariateNormalDiag
+from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag, independent_bernoulli
 from tfp_cvae.model_checks import CheckedModel, checked_network
 from tfp_cvae.noise import standard_normal, standard_normal_rows, threefry
 from tfp_cvae.outputs import CVAEOutput
@@ -143,7 +143,7 @@ class CVAE(CheckedModel):
         flat = self.decoder(_network_inputs(self.decoder, tf.reshape(latent, [-1, self.latent_size]), one_hot))
         logits = flat.tensor_distribution.distribution.logits_parameter()
         logits = tf.reshape(logits, tf.concat([batch_shape, self.image_shape], axis=0))
-        return tfd.Independent(Bernoulli(logits=logits, dtype=logits.dtype), reinterpreted_batch_ndims=3)
+        return independent_bernoulli(logits)
 
     def call(self, inputs: Any, training: bool = False) -> CVAEOutput:
         """Encodes, samples and decodes; what `fit`, `evaluate` and `predict` run.
