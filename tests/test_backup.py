@@ -199,11 +199,12 @@ def test_data_that_begin_with_another_epoch(dataset, folders):
 
 @pytest.mark.parametrize(
     ("every_seconds", "expected"),
-    # The clock goes on by 10 at each look, and a backup looks twice: by default the next one is 100 * 10 later.
-    [(0, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), (35, [0, 4, 8, 9]), (1000, [0, 9]), (None, [0, 9])],
+    # The clock goes on by 10 at each look, and a backup looks twice: by default the next one is 3 * 10 later here.
+    [(0, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), (35, [0, 4, 8, 9]), (1000, [0, 9]), (None, [0, 3, 6, 9])],
 )
 def test_a_backup_every_so_often(dataset, folders, monkeypatch, every_seconds, expected):
     clock = itertools.count(step=10)
+    monkeypatch.setattr("tfp_cvae.backup._TIMES_AS_LONG", 3)
     monkeypatch.setattr("tfp_cvae.backup.time.monotonic", lambda: float(next(clock)))
     written = []
     write = Backup._write

@@ -101,9 +101,10 @@ def test_no_graph_stays_behind(network, prior, tmp_path):
         importance_estimate(cvae, image, data.test.labels[:4], num_samples=3)
         keras.models.load_model(tmp_path / "cvae.keras").generate([1])
 
+    # Twice, as what is traced once more for another shape is so by the end of the second round.
+    work()
     work()
     before = graphs()
-    for _ in range(4):
+    for _ in range(3):
         work()
-    # One more may be in use at that moment.
-    assert graphs() <= before + 1
+    assert graphs() <= before

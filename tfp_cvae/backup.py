@@ -169,6 +169,7 @@ class Backup(keras.callbacks.Callback):
     def _check_same(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError if the training to go on with is another one."""
         advice = "go on as it was begun, or begin again with another folder"
+        # Older backups do not name the precision.
         begun = {"precision": ["float32"], **state["settings"]}
         for name, value in self._settings().items():
             if begun.get(name) != value:

@@ -161,6 +161,11 @@ class TrainConfig:
         """Whether the model has q(y|x) of its own, and learns from images with and without label."""
         return self.model in ("m2", "m1+m2")
 
+    @property
+    def suits_xla(self) -> bool:
+        """Whether XLA makes encoder and decoder faster on a CPU: not convolutions, nor products in bfloat16."""
+        return self.network != "conv" and self.precision == "float32"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary for JSON."""
         return dataclasses.asdict(self)

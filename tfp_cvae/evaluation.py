@@ -141,7 +141,7 @@ def evaluate_run(
         dataset,
         config,
         binarization=run.config.binarization,
-        jit_compile=run.config.network != "conv" and run.config.precision == "float32",
+        jit_compile=run.config.suits_xla,
         verbose=verbose,
         strategy=strategy,
     )

@@ -293,10 +293,8 @@ def compile_model(cvae: CVAE, config: TrainConfig, steps_per_epoch: int) -> None
         loss=loss,
         metrics=[ELBO(), Rate(), Distortion()],
         # XLA fuses the element-wise part of dense networks, which pays for the seconds that it compiles only after some
-        # steps; on a CPU its convolutions, which q(y|x) has, too, are slower than TensorFlow's, it has no products in
-        # bfloat16, and it cannot sum over replicas.
-        jit_compile=config.network != "conv"
-        and config.precision == "float32"
+        # steps; not with q(y|x), which has convolutions, too, and on a CPU it cannot sum over replicas.
+        jit_compile=config.suits_xla
         and config.model == "cvae"
         and steps_per_epoch * config.epochs >= _XLA_PAYS_FROM_STEPS
         and tf.distribute.get_strategy().num_replicas_in_sync == 1,
