@@ -11,6 +11,7 @@ from tfp_cvae.evaluation import evaluate_run
 from tfp_cvae.export import export_saved_model
 from tfp_cvae.layers import dtype_policy
 from tfp_cvae.losses import ELBO, NegativeELBO, SemiSupervisedNegativeELBO
+from tfp_cvae.recognition import train_classifier
 from tfp_cvae.sources import load_dataset
 from tfp_cvae.training import train
 
@@ -112,6 +113,13 @@ def test_train_and_evaluate(tmp_path, npz):
         for name in measured:
             del found.protocol[name]
     assert evaluation.to_dict() == again.to_dict()
+
+
+def test_the_judge_of_images_is_in_float32(dataset):
+    images, labels = dataset.train.images / np.float32(255), dataset.train.labels
+    with dtype_policy("mixed_bfloat16"):
+        classifier = train_classifier(images, labels, 3, epochs=1, seed=0)
+    assert model_checks.compute_dtypes(classifier) == ["float32"]
 
 
 def test_networks_in_float16_need_scaling(dataset):
