@@ -163,7 +163,7 @@ class TrainConfig:
 
     @property
     def suits_xla(self) -> bool:
-        """Whether XLA makes encoder and decoder faster on a CPU: not convolutions, nor products in bfloat16."""
+        """Whether XLA makes encoder and decoder faster on a CPU, which it does not with convolutions or bfloat16."""
         return self.network != "conv" and self.precision == "float32"
 
     def to_dict(self) -> dict[str, Any]:
