@@ -29,6 +29,8 @@ SIZES = {
     "side": (14, 28, 56, 112),
     "num_images": (12800, 25600, 51200, 102400),
 }
+# Milliseconds that the figure names.
+TICKS = (3, 10, 30, 100)
 
 
 def main():
@@ -107,6 +109,7 @@ def draw(found, path):
         sizes = SIZES[name]
         place.loglog(sizes, values, "o-")
         place.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=30)
+        place.set_yticks(TICKS, TICKS)
         place.minorticks_off()
         place.set_title(f"{name}: exponent {exponent(sizes, values):.2f}", fontsize=10)
         place.grid(alpha=0.3)

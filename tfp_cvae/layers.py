@@ -215,6 +215,81 @@ class SiLU(keras.layers.Layer):
         return inputs * tf.sigmoid(inputs)
 
 
+@keras.saving.register_keras_serializable("tfp_cvae")
+class FewChannelsConv2DTranspose(keras.layers.Conv2DTranspose):
+    """`Conv2DTranspose` for few filters, such as the channels of an image, in half the time on a CPU.
+
+    The product of each input pixel with the kernel, and then two more, with matrices of zeros and ones, that sum over
+    columns and over rows where the windows of neighbours overlap:
+
+        out[r, c] = sum over (i, a, j, b) with r = stride * i + a - before, c = stride * j + b - before of
+                    input[i, j] . kernel[a, b]
+
+    Args:
+        filters: As of `Conv2DTranspose`, likewise `kernel_size` and `strides`.
+        kernel_size: See there.
+        strides: See there.
+        **kwargs: See there; `padding` has to be "same".
+
+    Call args:
+        inputs: `[batch, height, width, channels]` float.
+
+    Returns:
+        `[batch, height * strides, width * strides, filters]`.
+
+    Raises:
+        ValueError: If the padding, the order of axes or the dilation is another one.
+    """
+
+    def __init__(
+        self, filters: int, kernel_size: Any, strides: Any = (1, 1), padding: str = "same", **kwargs: Any
+    ) -> None:
+        super().__init__(filters, kernel_size, strides, padding, **kwargs)
+        form = (self.padding, self.data_format, self.dilation_rate, self.output_padding)
+        if form != ("same", "channels_last", (1, 1), None):
+            raise ValueError(
+                "padding, data_format, dilation_rate, output_padding: expected same, channels_last, (1, 1) and None, "
+                f"got {form}; use Conv2DTranspose"
+            )
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        _, height, width, channels = inputs.shape
+        rows, columns = self.kernel_size
+        product = tf.matmul(
+            tf.reshape(inputs, (-1, channels)), tf.reshape(self.kernel, (-1, channels)), transpose_b=True
+        )
+        # Sums of many terms, in float32 whatever the dtype policy.
+        product = tf.reshape(tf.cast(product, tf.float32), (-1, height, width, rows, columns, self.filters))
+        product = tf.transpose(product, (0, 5, 1, 3, 2, 4))
+        by_column, by_row = (
+            _overlaps(size, window, stride)
+            for size, window, stride in zip((width, height), (columns, rows), self.strides[::-1], strict=True)
+        )
+        summed = tf.matmul(tf.reshape(product, (-1, width * columns)), by_column)
+        summed = tf.matmul(by_row, tf.reshape(summed, (-1, height * rows, by_column.shape[1])), transpose_a=True)
+        summed = tf.reshape(summed, (-1, self.filters, by_row.shape[1], by_column.shape[1]))
+        output = tf.cast(tf.transpose(summed, (0, 2, 3, 1)), inputs.dtype)
+        if self.use_bias:
+            output = tf.nn.bias_add(output, self.bias)
+        return output if self.activation is None else self.activation(output)
+
+
+def _overlaps(size: int, window: int, stride: int) -> np.ndarray:
+    """Where each place of the windows of a transposed convolution lies in its output, along one axis.
+
+    Args:
+        size: Of the input.
+        window: Size of the kernel.
+        stride: Of the windows.
+
+    Returns:
+        `[size * window, size * stride]` float32, of zeros and ones.
+    """
+    before = max(window - stride, 0) // 2
+    place = stride * np.arange(size)[:, np.newaxis] + np.arange(window) - before
+    return np.equal(place.reshape(-1, 1), np.arange(size * stride)).astype(np.float32)
+
+
 @contextlib.contextmanager
 def dtype_policy(name: str) -> Iterator[None]:
     """Has layers that are made in it follow a dtype policy of Keras, such as "mixed_bfloat16"."""

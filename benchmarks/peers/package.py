@@ -1,7 +1,9 @@
 """This package: `compile` and `fit` as `tfp-cvae train` does.
 
-Variants: "keras" has a program for each step, "kernels" no XLA, "bfloat16" that precision and no XLA, "callbacks" those
-of `tfp-cvae train`, and "2 workers" and the like share each batch among as many processes, which have no XLA either.
+Variants: "keras" has a program for each step, "kernels" no XLA, "bfloat16" that precision and no XLA, "average" a mean
+of the last weights, which is what is tested, "callbacks" the callbacks of this package, "train" those of `tfp-cvae
+train`, which are these and the `ModelCheckpoint` of Keras, and "2 workers" and the like share each batch among as many
+processes, which have no XLA either.
 """
 
 import json
@@ -16,11 +18,14 @@ import work
 
 from tfp_cvae import distribution, execution
 from tfp_cvae.backup import Backup
-from tfp_cvae.callbacks import HistoryCSV, ImageGrid, StopAtNonFiniteLoss
+from tfp_cvae.callbacks import HistoryCSV, ImageGrid, StopAtNonFiniteLoss, SwapEMAWeights
 from tfp_cvae.config import TrainConfig
 from tfp_cvae.memory import keep_freed_memory
 from tfp_cvae.sources import load_dataset
 from tfp_cvae.training import build_model, compile_model
+
+# Of the variant "average": of the last epoch and a half, at 429 steps each.
+EMA_MOMENTUM = 0.998
 
 
 class Turns(work.turns(keras.callbacks.Callback)):
@@ -33,6 +38,8 @@ def start_workers(number):
     cluster = {"worker": [f"localhost:{free.getsockname()[1]}" for free in sockets]}
     for free in sockets:
         free.close()
+    # A share of the processors for each, or all threads compete for them.
+    os.environ["TF_NUM_INTRAOP_THREADS"] = str(max(1, os.cpu_count() // number))
     for index in reversed(range(number)):
         os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
         if index:
@@ -52,12 +59,13 @@ def main():
             other.kill()
 
 
-def callbacks_of_train(folder, batches, images):
-    """Without what needs a validation split, which the others have not."""
+def callbacks_of(variant, folder, batches, images):
+    """Those of a variant, without what needs a validation split, which the others have not."""
+    best = {"save_best_only": True, "monitor": "elbo", "mode": "max"}
     return [
         HistoryCSV(f"{folder}/history.csv", images_per_epoch=images),
         StopAtNonFiniteLoss(),
-        keras.callbacks.ModelCheckpoint(f"{folder}/model.keras", save_best_only=True, monitor="elbo", mode="max"),
+        *([keras.callbacks.ModelCheckpoint(f"{folder}/model.keras", **best)] if variant == "train" else []),
         ImageGrid(f"{folder}/images_by_epoch.npz"),
         Backup(f"{folder}/backup", batches),
     ]
@@ -78,6 +86,7 @@ def train(given, is_assistant):
         latent_size=given.latent_size,
         precision="mixed_bfloat16" if given.variant == "bfloat16" else "float32",
         learning_rate_schedule="constant",
+        ema_momentum=EMA_MOMENTUM if given.variant == "average" else 0,
         epochs=1000,
     )
     keras.utils.set_random_seed(0)
@@ -95,17 +104,18 @@ def train(given, is_assistant):
     )
 
     def negative_elbo():
-        return cvae.evaluate(data.test.batches(500), verbose=0, return_dict=True)["loss"]
+        swap = [SwapEMAWeights()] if config.ema_momentum else []
+        return cvae.evaluate(data.test.batches(500), verbose=0, return_dict=True, callbacks=swap)["loss"]
 
     turns = Turns(negative_elbo)
     callbacks = [] if is_assistant else [turns]
     with tempfile.TemporaryDirectory() as folder:
-        if given.variant == "callbacks":
+        if given.variant in ("callbacks", "train"):
             # An epoch has all that they do, at its beginning and at its end.
             turns.set_model(cvae)
             callbacks = [
                 keras.callbacks.LambdaCallback(on_epoch_begin=turns.on_epoch_begin),
-                *callbacks_of_train(folder, batches, steps * given.batch_size),
+                *callbacks_of(given.variant, folder, batches, steps * given.batch_size),
                 keras.callbacks.LambdaCallback(on_epoch_end=turns.on_epoch_end),
             ]
         cvae.fit(batches, epochs=config.epochs, steps_per_epoch=steps, callbacks=callbacks, verbose=0)

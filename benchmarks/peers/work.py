@@ -127,10 +127,14 @@ def turns(kind: type) -> type:
             self.held_out = held_out
 
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            self.model.stop_training = not wait(self.held_out)
+            self.model.stop_training = not wait(self.measured)
+            self.begin = time.perf_counter()
+
+        def measured(self) -> float:
+            value = self.held_out()
             # What the images of the test have left there.
             self.model.reset_metrics()
-            self.begin = time.perf_counter()
+            return value
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             if not self.model.stop_training:
