@@ -12,7 +12,7 @@ from tfp_cvae.bounds import evaluate_bound
 from tfp_cvae.build import build_cvae
 from tfp_cvae.data import make_dataset
 from tfp_cvae.importance import importance_estimate
-from tfp_cvae.layers import FewChannelsConv2DTranspose, IndependentBernoulli, MultivariateNormalDiag, PixelBias, SiLU
+from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag, PixelBias, SiLU
 
 
 def test_multivariate_normal_diag():
@@ -54,38 +54,6 @@ def test_log_prob_of_grey_pixels_and_large_logits():
     np.testing.assert_array_equal(
         IndependentBernoulli((3, 4, 1))(logits[:2]).log_prob(binary), distribution.log_prob(image)[:2]
     )
-
-
-@pytest.mark.parametrize(
-    ("shape", "filters", "window", "strides"),
-    [((14, 14, 8), 1, 5, 2), ((4, 3, 2), 3, (5, 2), (2, 3)), ((3, 5, 4), 2, 1, 2), ((5, 4, 3), 1, (4, 3), 1)],
-)
-def test_few_channels_are_convolved_as_by_keras(shape, filters, window, strides):
-    generator = np.random.default_rng(0)
-    tensor = tf.constant(generator.standard_normal((6, *shape)), tf.float32)
-    options = {"strides": strides, "padding": "same", "activation": "tanh", "bias_initializer": "ones"}
-    kerass, own = (
-        kind(filters, window, **options) for kind in (keras.layers.Conv2DTranspose, FewChannelsConv2DTranspose)
-    )
-    gradients = []
-    for layer in (kerass, own):
-        layer.build(tensor.shape)
-        layer.set_weights(kerass.get_weights())
-        with tf.GradientTape() as tape:
-            tape.watch(tensor)
-            output = layer(tensor)
-            total = tf.reduce_sum(output * tf.cos(output))
-        gradients.append(tape.gradient(total, [tensor, *layer.trainable_variables]))
-    assert own.compute_output_shape(tensor.shape) == output.shape
-    np.testing.assert_allclose(output, kerass(tensor), atol=1e-5)
-    for one, other in zip(*gradients, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
-
-
-def test_few_channels_say_what_they_do_not_compute():
-    for option in ({"padding": "valid"}, {"data_format": "channels_first"}, {"dilation_rate": 2}):
-        with pytest.raises(ValueError, match=r"padding, data_format, .* use Conv2DTranspose"):
-            FewChannelsConv2DTranspose(1, 5, **option)
 
 
 @pytest.mark.parametrize(("layer", "size"), [(MultivariateNormalDiag(3), 6), (IndependentBernoulli((2, 1, 1)), 2)])

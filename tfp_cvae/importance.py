@@ -19,7 +19,7 @@ import tf_keras as keras
 from tensorflow_probability import distributions as tfd
 
 from tfp_cvae import checks, distribution, objectives
-from tfp_cvae.layers import FewChannelsConv2DTranspose, PixelBias, clear_bijector_cache
+from tfp_cvae.layers import PixelBias, clear_bijector_cache
 from tfp_cvae.model import CVAE
 from tfp_cvae.noise import standard_normal
 from tfp_cvae.outputs import CVAEOutput
@@ -27,7 +27,7 @@ from tfp_cvae.outputs import CVAEOutput
 # Samples drawn at once. A sample is a function of the image, the seed and its place in its block.
 SAMPLES_PER_BLOCK = 100
 
-_COUNTED = (keras.layers.Dense, keras.layers.Conv2D, keras.layers.Conv2DTranspose, FewChannelsConv2DTranspose)
+_COUNTED = (keras.layers.Dense, keras.layers.Conv2D, keras.layers.Conv2DTranspose)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

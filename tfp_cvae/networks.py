@@ -11,14 +11,7 @@ from typing import NamedTuple
 import tensorflow as tf
 import tf_keras as keras
 
-from tfp_cvae.layers import (
-    FewChannelsConv2DTranspose,
-    IndependentBernoulli,
-    MultivariateNormalDiag,
-    OneHotCategorical,
-    PixelBias,
-    SiLU,
-)
+from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag, OneHotCategorical, PixelBias, SiLU
 
 _UNIT_NORMAL = {"class_name": "RandomNormal", "config": {"stddev": 1.0}}
 
@@ -93,12 +86,10 @@ def conv(image_shape: tuple[int, ...], num_classes: int, latent_size: int, width
     tensor = keras.layers.Dense(2 * width * quarter[0] * quarter[1])(tensor)
     tensor = keras.layers.Reshape((*quarter, 2 * width))(tensor)
     tensor = _residual_blocks(tensor, 2 * width, depth)
-    tensor = _upsample(tensor, half, keras.layers.Conv2DTranspose(width, 3, strides=2, padding="same"))
+    tensor = _upsample(tensor, width, 3, half)
     tensor = add_label(tensor, one_hot)
     tensor = _residual_blocks(tensor, width, depth)
-    tensor = _upsample(
-        SiLU()(tensor), (height, width_), FewChannelsConv2DTranspose(channels, 5, strides=2, dtype="float32")
-    )
+    tensor = _upsample(SiLU()(tensor), channels, 5, (height, width_))
     return Networks(encoder, _decoder(latent, one_hot, tensor, image_shape))
 
 
@@ -226,9 +217,9 @@ def _residual_blocks(tensor: tf.Tensor, channels: int, depth: int) -> tf.Tensor:
     return tensor
 
 
-def _upsample(tensor: tf.Tensor, shape: tuple[int, int], double: keras.layers.Layer) -> tf.Tensor:
+def _upsample(tensor: tf.Tensor, filters: int, size: int, shape: tuple[int, int]) -> tf.Tensor:
     """Doubles height and width, then crops the row or column that an odd `shape` has too many."""
-    tensor = double(tensor)
+    tensor = keras.layers.Conv2DTranspose(filters, size, strides=2, padding="same")(tensor)
     excess = tensor.shape[1] - shape[0], tensor.shape[2] - shape[1]
     return keras.layers.Cropping2D(((0, excess[0]), (0, excess[1])))(tensor) if any(excess) else tensor
 
