@@ -24,7 +24,7 @@ def main():
             test.binarized(run.config.binarization),
             test.labels,
             num_samples=arguments.num_importance_samples,
-            jit_compile=run.config.network != "conv",
+            jit_compile=run.config.suits_xla,
         )
         elbo, log_likelihood = Estimate.of(found.elbo), Estimate.of(found.log_likelihood)
         numbers = [elbo.mean, elbo.standard_error, log_likelihood.mean, log_likelihood.standard_error]

@@ -227,9 +227,21 @@ def test_a_backup_every_so_often(dataset, folders, monkeypatch, every_seconds, e
     assert backup.epoch == 1
 
 
-def fit(dataset, folder, *, loss=None, optimizer="adam", seed=0, epochs=2, others=(), initial_epoch=0, **batches):
+def fit(
+    dataset,
+    folder,
+    *,
+    loss=None,
+    optimizer="adam",
+    seed=0,
+    num_samples=1,
+    epochs=2,
+    others=(),
+    initial_epoch=0,
+    **batches,
+):
     """A training that is interrupted in its second epoch, or one that goes on with another such."""
-    cvae = build_cvae((8, 8, 1), 3, latent_size=2, width=8, seed=seed)
+    cvae = build_cvae((8, 8, 1), 3, latent_size=2, width=8, num_samples=num_samples, seed=seed)
     cvae.compile(optimizer, loss=loss or NegativeELBO())
     batches = dataset.train.batches(**{"batch_size": 72, **batches})
     callbacks = [*others, Backup(folder, batches, every_seconds=0), Interrupt(1, "on_train_batch_end")]
@@ -245,6 +257,7 @@ def fit(dataset, folder, *, loss=None, optimizer="adam", seed=0, epochs=2, other
         ({"optimizer": keras.optimizers.Adam(1e-4)}, "compile: expected .* as of the training in .*, got "),
         ({"loss": NegativeELBO(free_bits=1.0)}, "compile: expected "),
         ({"seed": 1}, "seed: expected 0 as of the training in .*, got 1; go on as it was begun"),
+        ({"num_samples": 2}, "num_samples: expected 1 as of the training in .*, got 2; go on"),
         ({"batch_size": 36}, "batches: expected .*72.* got .*36"),
         ({"binarization": "threshold"}, "batches: expected .*dynamic.* got .*threshold"),
         ({"others": [Counting()]}, "callbacks: expected .* got .*Counting"),

@@ -68,6 +68,24 @@ def test_swap_ema_weights_validates_and_keeps_the_average(dataset):
     assert plain.fit(dataset.train.batches(32), epochs=3, verbose=0).history["loss"] == history["loss"]
 
 
+def test_weights_that_became_nan_do_not_come_back(dataset):
+    class BreakTheLastStep(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            for variable in self.model.trainable_variables:
+                variable.assign(variable * np.nan)
+            logs["loss"] = np.nan
+
+    cvae = compiled(keras.optimizers.Adam(0.01, use_ema=True))
+    batches, those = dataset.train.batches(32), [SwapEMAWeights(), StopAtNonFiniteLoss()]
+    before = cvae.get_weights()
+    with pytest.raises(ValueError, match=r"loss: expected finite values, got nan in epoch 1, after its last step"):
+        cvae.fit(batches, callbacks=[BreakTheLastStep(), *those], verbose=0)
+    for one, other in zip(cvae.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+    cvae.compile(keras.optimizers.Adam(0.001, use_ema=True), loss=NegativeELBO())
+    assert np.isfinite(cvae.fit(batches, callbacks=those, verbose=0).history["loss"]).all()
+
+
 def test_history_csv(tmp_path, dataset):
     cvae = compiled()
     path = tmp_path / "history.csv"

@@ -172,6 +172,11 @@ def test_resumed_run_is_that_of_a_training_that_was_not_stopped(stopped, tmp_pat
     assert crash.differences(crash.result(tmp_path / "whole/run"), crash.result(tmp_path / "resumed/run")) == []
 
 
+def test_plot_of_a_stopped_run(stopped, capsys):
+    assert cli.main(["plot", str(stopped.path)]) == 0
+    assert str(stopped.path / "figures" / "lower_bound.png") in capsys.readouterr().out.splitlines()
+
+
 def test_resume_takes_the_settings_from_the_run(stopped, capsys):
     assert cli.main(["train", "--resume", "--output", str(stopped.path)]) == 0
     assert Run.load(stopped.path).config == stopped.config

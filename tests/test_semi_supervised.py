@@ -421,6 +421,8 @@ def test_the_cvae_refuses_images_without_label(cvae, dataset):
     few = dataset.with_few_labels(6)
     with pytest.raises(ValueError, match="x: expected images that all have a label, got batches with some"):
         cvae.fit(few.train.batches(8), verbose=0)
+    with pytest.raises(ValueError, match="x: expected images that all have a label, got batches with some"):
+        cvae.evaluate(few.train.batches(8), verbose=0)
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"one_hot: expected rows in .* that sum to 1"):
         cvae.evaluate(few.validation.batches(8), verbose=0)
     # The plain VAE needs none.
@@ -457,6 +459,9 @@ def test_it_is_evaluated(m2, dataset):
     likelihood = likelihood_under_each_label(m2, dataset.test.binarized(), label, num_samples=120)
     log_p_x = logsumexp(likelihood.blind - np.log(3), axis=1)
     assert result.log_p_x.mean == pytest.approx(log_p_x.mean(), rel=1e-5)
+    # The CVAE in it has no q(y|x), however few labels there are.
+    cvae = CVAE(m2.encoder, m2.decoder, m2.prior_network)
+    assert evaluate(cvae, dataset.with_few_labels(30), TINY).label_posterior_accuracy is None
     few = evaluate(m2, dataset.with_few_labels(30), TINY)
     assert few.log_p_x.mean == pytest.approx(result.log_p_x.mean, rel=1e-6)
     assert few.label_posterior_accuracy == result.label_posterior_accuracy
@@ -505,4 +510,16 @@ def test_m1_reads_the_latent_of_a_plain_vae(tmp_path):
     known, test = (np.array(encoder(split.binarized()).mean()) for split in (labelled, few.test))
     regression = LogisticRegression(max_iter=1000).fit(known, labelled.labels)
     assert accuracy == pytest.approx(regression.score(test, few.test.labels))
-    assert evaluate_run(run, load_training_data(run.config), TINY).label_posterior_accuracy.mean == accuracy
+    evaluation = evaluate_run(run, load_training_data(run.config), TINY)
+    assert evaluation.label_posterior_accuracy.mean == accuracy
+    assert f"classification by logistic regression on the latent (M1): accuracy: {100 * accuracy:.2f} +- " in str(
+        evaluation
+    )
+
+
+def test_m1_of_all_labels_keeps_its_accuracy(tmp_path):
+    images, labels = stripes(60)
+    run = trained(tmp_path, "m1", images, labels, model="m1", conditional=False, epochs=1)
+    accuracy = run.evaluation()["label_posterior_accuracy"]
+    evaluate_run(run, load_training_data(run.config), TINY)
+    assert run.evaluation()["label_posterior_accuracy"] == accuracy

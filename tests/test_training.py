@@ -156,6 +156,8 @@ def test_the_configuration_reaches_model_and_optimizer(npz):
     for compiled, options in (
         (False, {"epochs": 3}),
         (True, {"epochs": 1000}),
+        (True, {"epochs": 1000, "model": "m1", "conditional": False}),
+        (False, {"epochs": 1000, "model": "m2", "num_labels": 3}),
         (False, {"epochs": 1000, "network": "conv"}),
         (False, {"epochs": 1000, "precision": "mixed_bfloat16"}),
     ):

@@ -169,12 +169,12 @@ class Backup(keras.callbacks.Callback):
     def _check_same(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError if the training to go on with is another one."""
         advice = "go on as it was begun, or begin again with another folder"
-        # Older backups do not name the precision.
+        # Older backups do not name all.
         begun = {"precision": ["float32"], **state["settings"]}
         for name, value in self._settings().items():
-            if begun.get(name) != value:
+            if begun.get(name, value) != value:
                 raise ValueError(
-                    f"{name}: expected {begun.get(name)} as of the training in {self.folder}, got {value}; {advice}"
+                    f"{name}: expected {begun[name]} as of the training in {self.folder}, got {value}; {advice}"
                 )
         epochs = self.params["epochs"]
         if self.finished and not state["stopped"] and epochs != self.epoch:
@@ -188,6 +188,8 @@ class Backup(keras.callbacks.Callback):
         settings = {
             "compile": self.model.compiled_with,
             "seed": self.model.seed,
+            "num_samples": self.model.num_samples,
+            "deformation": getattr(self.model, "deformation", 0),
             "precision": model_checks.compute_dtypes(self.model),
             "batches": self._epochs.settings if self._epochs else None,
             "callbacks": [type(callback).__name__ for callback in self._all_callbacks()],

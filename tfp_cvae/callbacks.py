@@ -157,7 +157,9 @@ class SwapEMAWeights(keras.callbacks.Callback):
             self._trained = None
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
-        # After a `fit` that was interrupted in its validation.
+        # After a `fit` that was interrupted in its validation; but weights that became NaN have been replaced since.
+        if not all(np.isfinite(value).all() for value in self._trained or ()):
+            self._trained = None
         self._swap_out()
 
     def on_test_begin(self, logs: Mapping[str, float] | None = None) -> None:

@@ -67,6 +67,12 @@ def evaluate(
     samples, recognised = (
         _sample_quality(cvae, dataset, config, binarization, verbose, strategy) if cvae.num_classes else (None, None)
     )
+    semi_supervised = isinstance(cvae, SemiSupervisedCVAE)
+    classified = (
+        label_posterior_accuracy(cvae, dataset.train, image, labels, binarization)
+        if semi_supervised or (not cvae.num_classes and dataset.num_classes > 1)
+        else None
+    )
     likelihood_begin = time.perf_counter()
     likelihood = likelihood_under_each_label(
         cvae,
@@ -93,17 +99,12 @@ def evaluate(
         "likelihood_seconds": round(end - likelihood_begin, 1),
         "seconds": round(end - begin, 1),
     }
-    semi_supervised = isinstance(cvae, SemiSupervisedCVAE)
     # p(y) is part of that model: no more may be known of it than the labels that were given tell.
     probabilities = np.full(cvae.num_classes, 1 / cvae.num_classes) if semi_supervised else None
     results = _likelihood_results(likelihood, dataset, label, recognised, probabilities)
     return Evaluation(
         **results,
-        label_posterior_accuracy=(
-            label_posterior_accuracy(cvae, dataset.train, image, labels, binarization)
-            if semi_supervised or dataset.train.has_unlabelled()
-            else None
-        ),
+        label_posterior_accuracy=classified,
         latent=latent,
         samples=samples,
         protocol=protocol,

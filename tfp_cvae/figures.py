@@ -44,7 +44,7 @@ def draw_evaluation(run: Run, dataset: Dataset) -> list[pathlib.Path]:
         The files: `latent.png`, and for a model with classes `calibration.png`, `class_tables.png` and
         `neighbours.png`; none if `evaluate_run` has not evaluated the run yet.
     """
-    if "latent" not in run.evaluation():
+    if not run.has_evaluation() or "latent" not in run.evaluation():
         return []
     return _write(run, _evaluation_figures(run, dataset))
 

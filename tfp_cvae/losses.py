@@ -17,7 +17,7 @@ from tfp_cvae.outputs import SemiSupervisedOutput
 
 @keras.saving.register_keras_serializable("tfp_cvae")
 class NegativeELBO(keras.losses.Loss):
-    """Negative evidence lower bound, D + R, with the KL in closed form.
+    """Negative evidence lower bound, D + R, with the KL in closed form where it has one.
 
         loss = D + kl_weight * R
 

@@ -104,11 +104,6 @@ class CheckedModel(keras.Model):
             ValueError: If an array is not finite, out of range or of the wrong shape.
         """
         self._check_arrays(x, y)
-        if not self.takes_unlabelled and "labelled_per_batch" in getattr(getattr(x, "epochs", None), "settings", ()):
-            raise ValueError(
-                "x: expected images that all have a label, got batches with some that have none; use a "
-                "SemiSupervisedCVAE (build_semi_supervised_cvae)"
-            )
         x = checked_dataset(x, self.takes_unlabelled)
         validation = kwargs.get("validation_data")
         if isinstance(validation, (tuple, list)):
@@ -130,6 +125,7 @@ class CheckedModel(keras.Model):
     def predict(self, x: Any, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
         """Reconstructs images at the posterior mean, as `reconstruct`, after the checks of `fit`."""
         self._check_inputs(x)
+        x = checked_dataset(x, self.takes_unlabelled)
         check_callbacks(callbacks)
         return super().predict(x, *args, callbacks=callbacks, **kwargs)
 
@@ -222,6 +218,11 @@ def checked_dataset(data: Any, takes_unlabelled: bool = False) -> Any:
     """
     if hasattr(data, "batches"):
         raise TypeError(f"x: expected batches, got {data!r}; use its method batches, as in batches(128)")
+    if not takes_unlabelled and "labelled_per_batch" in getattr(getattr(data, "epochs", None), "settings", ()):
+        raise ValueError(
+            "x: expected images that all have a label, got batches with some that have none; use a "
+            "SemiSupervisedCVAE (build_semi_supervised_cvae)"
+        )
     # Batches of the training split, known by their `epochs`, are in [0, 1] as they are made.
     if not isinstance(data, tf.data.Dataset) or isinstance(getattr(data, "epochs", None), EpochCounter):
         return data

@@ -44,7 +44,8 @@ def table(result: Evaluation) -> str:
     if result.calibration and result.bayes_accuracy:
         lines += ["", *_calibration(result.bayes_accuracy, result.calibration)]
     if result.label_posterior_accuracy:
-        lines += ["", f"classification by q(y|x): accuracy: {_percent(result.label_posterior_accuracy)}"]
+        by = "q(y|x)" if result.label else "logistic regression on the latent (M1)"
+        lines += ["", f"classification by {by}: accuracy: {_percent(result.label_posterior_accuracy)}"]
     if result.label:
         lines += ["", *_label(result.label)]
     lines += ["", *_latent(result.latent)]

@@ -160,7 +160,7 @@ class Evaluation:
         log_p_x: log sum_y p(y) p(x|y) from the same samples, with p(y) the class frequencies of the training split;
             of M2 uniform.
         bayes_accuracy: Accuracy of argmax_y log p(x|y) + log p(y); None without classes.
-        label_posterior_accuracy: Accuracy of argmax_y q(y|x); None of a model that has all labels and no classifier.
+        label_posterior_accuracy: Accuracy of argmax_y q(y|x), or of M1 if the model has no classes; else None.
         per_class: Results by name of the class; empty without classes.
         calibration: Of p(y|x); None without classes.
         label: What the label does; None without classes.

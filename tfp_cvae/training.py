@@ -295,7 +295,7 @@ def compile_model(cvae: CVAE, config: TrainConfig, steps_per_epoch: int) -> None
         # XLA fuses the element-wise part of dense networks, which pays for the seconds that it compiles only after some
         # steps; not with q(y|x), which has convolutions, too, and on a CPU it cannot sum over replicas.
         jit_compile=config.suits_xla
-        and config.model == "cvae"
+        and not config.semi_supervised
         and steps_per_epoch * config.epochs >= _XLA_PAYS_FROM_STEPS
         and tf.distribute.get_strategy().num_replicas_in_sync == 1,
         steps_per_execution=min(_STEPS_PER_EXECUTION, steps_per_epoch),

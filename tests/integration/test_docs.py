@@ -1,5 +1,6 @@
 """The pages of docs are run. What serving.md says is run too, parsed by the server's own protos, or compared."""
 
+import ast
 import csv
 import dataclasses
 import json
@@ -81,6 +82,21 @@ def test_commands_are_understood():
     used = {type(command).__name__ for command in parsed}
     assert used >= {"Train", "Evaluate", "Generate", "Plot", "Export", "Request", "Recipes"}
     assert any(isinstance(command, Train) and command.config.prior == "flow" for command in parsed)
+
+
+def test_imports_point_upwards_in_the_layout():
+    table = PAGES["development"].partition("## Layout")[2].partition("\n## ")[0]
+    rows = [re.findall(r"`(\w+)`", row.split("|")[1]) for row in re.findall(r"^\| `.*", table, re.MULTILINE)]
+    place = {module: number for number, row in enumerate(rows) for module in row}
+    package = {path.stem: ast.parse(path.read_text()) for path in (ROOT / "tfp_cvae").glob("[!_]*.py")}
+    assert sum(map(len, rows)) == len(place)
+    assert set(place) == set(package)
+    for module, tree in package.items():
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        for node in imports:
+            found = [name.name for name in node.names] if node.module == "tfp_cvae" else node.module.split(".")[1:]
+            used = [name for name in found if name in package and node.module.startswith("tfp_cvae")]
+            assert all(place[name] <= place[module] for name in used), (module, used)
 
 
 def test_every_setting_is_listed():
