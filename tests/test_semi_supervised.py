@@ -510,6 +510,7 @@ def test_m1_reads_the_latent_of_a_plain_vae(tmp_path):
     known, test = (np.array(encoder(split.binarized()).mean()) for split in (labelled, few.test))
     regression = LogisticRegression(max_iter=1000).fit(known, labelled.labels)
     assert accuracy == pytest.approx(regression.score(test, few.test.labels))
+    assert f"test images that logistic regression on the latent (M1) has right: {accuracy:.2%}" in run.summary()
     evaluation = evaluate_run(run, load_training_data(run.config), TINY)
     assert evaluation.label_posterior_accuracy.mean == accuracy
     assert f"classification by logistic regression on the latent (M1): accuracy: {100 * accuracy:.2f} +- " in str(

@@ -221,10 +221,11 @@ class Run:
             if key in evaluation
         ]
         accuracy = evaluation.get("label_posterior_accuracy")
+        by = "q(y|x)" if self.config.semi_supervised else "logistic regression on the latent (M1)"
         found = (
             ""
             if accuracy is None
-            else (f"test images that q(y|x) has right: {accuracy['mean']:.2%} +- {accuracy['standard_error']:.2%}\n")
+            else f"test images that {by} has right: {accuracy['mean']:.2%} +- {accuracy['standard_error']:.2%}\n"
         )
         return (
             f"{found}held-out bound, nats per image: {', '.join(bound)}\n"

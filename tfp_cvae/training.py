@@ -348,7 +348,7 @@ def _fit(
     if is_chief:
         run.delete_evaluation()
     if backup.epoch and verbose:
-        print(f"resumed after {backup.epoch} epoch{'s' if backup.epoch > 1 else ''}", flush=True)
+        print(f"resumed after {_epochs(backup.epoch)}", flush=True)
     interruption = Interruption()
     previous = interruption.listen()
     try:
@@ -367,14 +367,19 @@ def _fit(
             cvae.save(run.path / "model.keras")
         kept = f"the {which} model so far is {run.path / 'model.keras'}"
         if isinstance(error, NonFiniteLossError):
-            raise NonFiniteLossError(f"{error}. After {len(run.history())} whole epochs, {kept}") from error
+            raise NonFiniteLossError(f"{error}. After {_epochs(len(run.history()), 'whole ')}, {kept}") from error
         if verbose:
+            goes_on = f"goes on after {_epochs(backup.epoch)}, its last backup" if backup.epoch else "begins again"
             print(
-                f"\ninterrupted after {len(run.history())} whole epochs; {kept}; figures: tfp-cvae plot {run.path}; "
-                f"the same command with --resume goes on from the backup after {backup.epoch} epochs"
+                f"\ninterrupted after {_epochs(len(run.history()), 'whole ')}; {kept}\n"
+                f"figures: tfp-cvae plot {run.path}; the same command with --resume {goes_on}"
             )
         raise
     finally:
         if previous is not None:
             signal.signal(signal.SIGINT, previous)
     return True
+
+
+def _epochs(count: int, kind: str = "") -> str:
+    return f"{count} {kind}epoch{'' if count == 1 else 's'}"
