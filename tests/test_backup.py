@@ -9,9 +9,9 @@ import tf_keras as keras
 
 import tfp_cvae
 from tfp_cvae.backup import Backup
-from tfp_cvae.build import build_cvae
+from tfp_cvae.build import build_cvae, build_semi_supervised_cvae
 from tfp_cvae.callbacks import HistoryCSV, ImageGrid, KLWarmUp, SwapEMAWeights
-from tfp_cvae.losses import ELBO, NegativeELBO
+from tfp_cvae.losses import ELBO, NegativeELBO, SemiSupervisedNegativeELBO
 
 
 class InterruptionError(Exception):
@@ -268,6 +268,19 @@ def test_backup_of_another_training(dataset, tmp_path, change, message):
     fit(dataset, tmp_path, initial_epoch=1)
     with pytest.raises(ValueError, match=message):
         fit(dataset, tmp_path, **{"initial_epoch": 1, **change})
+
+
+def test_backup_of_another_deformation(dataset, tmp_path):
+    def fit(deformation):
+        m2 = build_semi_supervised_cvae((8, 8, 1), 3, latent_size=2, width=8, deformation=deformation)
+        m2.compile("adam", loss=SemiSupervisedNegativeELBO())
+        batches = dataset.train.batches(72)
+        backup = Backup(tmp_path, batches, every_seconds=0)
+        m2.fit(batches, epochs=1, initial_epoch=backup.initial_epoch, callbacks=[backup], verbose=0)
+
+    fit(0.5)
+    with pytest.raises(ValueError, match=r"deformation: expected 0.5 as of the training in .*, got 1.0; go on"):
+        fit(1.0)
 
 
 def test_steps_that_are_not_a_pass(dataset, tmp_path):

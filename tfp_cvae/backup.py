@@ -169,12 +169,14 @@ class Backup(keras.callbacks.Callback):
     def _check_same(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError if the training to go on with is another one."""
         advice = "go on as it was begun, or begin again with another folder"
-        # Older backups do not name all.
-        begun = {"precision": ["float32"], **state["settings"]}
-        for name, value in self._settings().items():
-            if begun.get(name, value) != value:
+        settings = self._settings()
+        # Older backups do not name these.
+        older = {"precision": ["float32"], **{name: settings[name] for name in ("num_samples", "deformation")}}
+        begun = {**older, **state["settings"]}
+        for name, value in settings.items():
+            if begun.get(name) != value:
                 raise ValueError(
-                    f"{name}: expected {begun[name]} as of the training in {self.folder}, got {value}; {advice}"
+                    f"{name}: expected {begun.get(name)} as of the training in {self.folder}, got {value}; {advice}"
                 )
         epochs = self.params["epochs"]
         if self.finished and not state["stopped"] and epochs != self.epoch:
