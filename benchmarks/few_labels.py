@@ -2,9 +2,9 @@
 
     python benchmarks/few_labels.py RUN ...
 
-A row for each run of M1, M2 or M1+M2, with errors in percent: that of q(y|x); and of the latter two that of the same
-classifier trained on labelled images alone, moved and slanted likewise, and that of Bayes' rule with K importance
-samples, on some images.
+A row for each run of M1, M2 or M1+M2, with errors in percent on the test images, binarized once with seed 0, or grey:
+that of q(y|x); and of the latter two that of the same classifier trained on labelled images alone, moved and slanted
+likewise, and that of Bayes' rule with K importance samples, on some images.
 """
 
 import argparse
@@ -19,7 +19,7 @@ commands.import_tensorflow_quietly()
 import tensorflow as tf  # noqa: E402
 import tf_keras as keras  # noqa: E402
 
-from tfp_cvae import augmentation, likelihood_under_each_label, networks  # noqa: E402
+from tfp_cvae import augmentation, likelihood_under_each_label  # noqa: E402
 from tfp_cvae.classification import label_posterior_accuracy  # noqa: E402
 from tfp_cvae.run import Run  # noqa: E402
 from tfp_cvae.sources import load_training_data  # noqa: E402
@@ -31,7 +31,9 @@ COLUMNS = (
     "epochs",
     "train_seconds",
     "label_posterior",
+    "label_posterior_grey",
     "supervised",
+    "supervised_grey",
     "bayes",
     "bayes_images",
     "k",
@@ -53,26 +55,27 @@ def main():
         if config.num_labels is None:
             parser.error(f"{path}: expected a run with --num-labels")
         data, cvae = load_training_data(config), run.model()
-        image, label = data.test.binarized(config.binarization), data.test.labels
-        right = label_posterior_accuracy(cvae, data.train, image, label, config.binarization).mean
+        test, label = [data.test.binarized(way) for way in (config.binarization, "none")], data.test.labels
         seconds = round(sum(row["seconds"] for row in run.history()))
-        row = [run.path.name, config.num_labels, config.seed, config.epochs, seconds, percent(1 - right)]
+        row = [run.path.name, config.num_labels, config.seed, config.epochs, seconds]
+        for image in test:
+            row.append(percent(1 - label_posterior_accuracy(cvae, data.train, image, label, config.binarization).mean))
         if config.semi_supervised:
-            alone = supervised(data, config, given.steps).predict(image, verbose=0).argmax(axis=1)
+            alone = supervised(cvae.classifier, data, config, given.steps)
+            row += [percent(alone.predict(image, verbose=0).argmax(axis=1) != label) for image in test]
             chosen = np.sort(np.random.default_rng(0).permutation(len(label))[: given.num_images])
-            likelihood = likelihood_under_each_label(cvae, image[chosen], num_samples=given.num_importance_samples)
+            likelihood = likelihood_under_each_label(cvae, test[0][chosen], num_samples=given.num_importance_samples)
             by_bayes = likelihood.blind.argmax(axis=1)
-            row += [percent(alone != label), percent(by_bayes != label[chosen])]
-            row += [len(chosen), given.num_importance_samples]
+            row += [percent(by_bayes != label[chosen]), len(chosen), given.num_importance_samples]
         table.writerow(row + [""] * (len(COLUMNS) - len(row)))
         sys.stdout.flush()
 
 
-def supervised(data, config, steps):
-    """The classifier of M2, trained on the labelled images alone."""
+def supervised(classifier, data, config, steps):
+    """The network of q(y|x) with new weights, trained on the labelled images alone."""
     seed = config.seed
     keras.utils.set_random_seed(seed)
-    classifier = networks.convolutional_classifier(data.image_shape, data.num_classes)
+    classifier = keras.Model.from_config(classifier.get_config())
     labelled = data.train.labelled()
     batches = labelled.batches(
         min(config.batch_size, len(labelled)), binarization=config.binarization, seed=seed, drop_remainder=True

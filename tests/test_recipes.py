@@ -57,9 +57,10 @@ def test_what_they_reached_is_in_the_results():
         "m1": ("m1-100-", 5),
         "m1+m2": ("m1m2-100-", 1),
     }.items():
-        errors = [float(row["label_posterior"]) for row in few if row["run"].startswith(begin)]
-        assert len(errors) == choices
-        expected[name] = {"right": 100 - statistics.mean(errors)}
+        rows = [row for row in few if row["run"].startswith(begin)]
+        assert len(rows) == choices
+        assert all(int(row["epochs"]) == RECIPES[name].config.epochs for row in rows)
+        expected[name] = {"right": 100 - statistics.mean(float(row["label_posterior"]) for row in rows)}
     for name, found in RECIPES.items():
         said = dict(re.findall(r"(ELBO|log p\(x\|y\)|log p\(x\)) (-\d+\.\d)", found.reached))
         said.update(

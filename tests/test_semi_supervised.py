@@ -56,9 +56,10 @@ def m2(request):
         perturb(model.prior_network, scale=0.3)
     else:
         spread_prior(model)
-    # So that q(y|x) is far from uniform.
-    kernel = model.classifier.layers[-2].kernel
-    kernel.assign(300 * kernel)
+    # So that q(y|x) is far from uniform, and not certain.
+    image, kernel = stripes(60, seed=1)[0] / np.float32(255), model.classifier.layers[-2].kernel
+    kernel.assign(2 * kernel / np.std(log_label_posterior(model, image)))
+    assert 0.5 < model.classify_fast(image).max(axis=1).mean() < 0.99
     return model
 
 
@@ -268,7 +269,7 @@ def test_at_first_only_labels_teach_the_classifier(m2, batch):
     assert np.abs(bound).max() > 0.1
     for epoch, share in ((0, 0), (1, 0.25), (3, 0.75), (4, 1), (9, 1)):
         found = gradients(lambda result: loss.call(image, result), epoch)
-        np.testing.assert_allclose(found, label + share * bound, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found, label + share * bound, rtol=1e-4, atol=1e-6 * np.abs(bound).max())
 
 
 def test_images_without_label_have_no_part_in_the_classification_term(m2, batch):
@@ -471,15 +472,15 @@ def noisy_stripes(count, seed):
     """Stripes that one image of each class does not tell apart from the noise."""
     generator = np.random.default_rng(seed)
     labels = np.arange(count) % 3
-    images = generator.integers(0, 140, (count, 8, 8, 1))
+    images = generator.integers(0, 170, (count, 8, 8, 1))
     for index, label in enumerate(labels):
-        images[index, :, 2 * label : 2 * label + 2] = generator.integers(100, 230, (8, 2, 1))
+        images[index, :, 2 * label : 2 * label + 2] = generator.integers(85, 200, (8, 2, 1))
     return images.astype(np.uint8), labels
 
 
 def test_images_without_label_teach():
     names = ["left", "middle", "right"]
-    data = make_dataset("noisy", names, noisy_stripes(600, 0), test=noisy_stripes(300, 1)).with_few_labels(3, seed=1)
+    data = make_dataset("noisy", names, noisy_stripes(600, 0), test=noisy_stripes(1500, 1)).with_few_labels(3, seed=1)
     accuracies = []
     for batches, epochs in (
         (data.train.labelled().batches(3), 300),
@@ -491,8 +492,8 @@ def test_images_without_label_teach():
         model.fit(batches, epochs=epochs, callbacks=[LabelWarmUp(4)], verbose=0)
         found = np.argmax(model.classify_fast(data.test.binarized()), axis=1)
         accuracies.append(np.mean(found == data.test.labels))
-    # 0.78 and 0.95; with other initial weights 0.84 to 0.89 and 0.91 to 0.95. The standard error of one is 0.02.
-    assert accuracies[1] > max(0.85, accuracies[0] + 0.05)
+    # 0.67 and 0.79; with other initial weights 0.69 and 0.79. The standard error of one is 0.025.
+    assert accuracies[1] > max(0.75, accuracies[0] + 0.05)
 
 
 def test_m1_reads_the_latent_of_a_plain_vae(tmp_path):

@@ -133,14 +133,13 @@ def label_prior(num_classes: int, latent_size: int) -> keras.Model:
     return keras.Model(one_hot, MultivariateNormalDiag(latent_size)(params), name="prior")
 
 
-def convolutional_classifier(image_shape: tuple[int, ...], num_classes: int, width: int = 32) -> keras.Model:
-    """q(y|x): three convolutions with strides and a hidden layer."""
-    image = keras.Input(image_shape, name="image")
-    tensor = SiLU()(_convolution(width, 5, strides=2)(image))
-    tensor = SiLU()(_convolution(2 * width, 3, strides=2)(tensor))
-    tensor = SiLU()(_convolution(4 * width, 3, strides=2)(tensor))
-    tensor = keras.layers.Flatten()(tensor)
-    tensor = SiLU()(keras.layers.Dense(4 * width)(tensor))
+def convolutional_classifier(image_shape: tuple[int, ...], num_classes: int, width: int = 16) -> keras.Model:
+    """q(y|x): three convolutions, each with max pooling, which makes small shifts matter less, and a hidden layer."""
+    tensor = image = keras.Input(image_shape, name="image")
+    for filters, size in ((width, 5), (2 * width, 3), (4 * width, 3)):
+        tensor = keras.layers.MaxPooling2D(padding="same")(_convolution(filters, size)(tensor))
+        tensor = keras.layers.ReLU()(tensor)
+    tensor = keras.layers.ReLU()(keras.layers.Dense(4 * width)(keras.layers.Flatten()(tensor)))
     logits = _head(OneHotCategorical.params_size(num_classes))(tensor)
     return keras.Model(image, OneHotCategorical(num_classes)(logits), name="classifier")
 
