@@ -22,7 +22,7 @@ from tfp_cvae.data import make_dataset
 from tfp_cvae.evaluation import evaluate, evaluate_run
 from tfp_cvae.export import export_saved_model
 from tfp_cvae.figures import under_label
-from tfp_cvae.layers import MultivariateNormalDiag
+from tfp_cvae.layers import MultivariateNormalDiag, OneHotCategorical
 from tfp_cvae.likelihood import likelihood_under_each_label
 from tfp_cvae.losses import ELBO, NegativeELBO, NegativeIWAE, Rate, SemiSupervisedNegativeELBO
 from tfp_cvae.model import CVAE
@@ -260,7 +260,7 @@ def test_at_first_only_labels_teach_the_classifier(m2, batch):
         warm_up.set_model(m2)
         warm_up.on_epoch_begin(epoch)
         with tf.GradientTape() as tape:
-            value = tf.reduce_sum(function(m2((image, one_hot))))
+            value = tf.reduce_mean(function(m2((image, one_hot))))
         return np.concatenate([part.numpy().ravel() for part in tape.gradient(value, weights)])
 
     label = gradients(objectives.label_surprise, 0)
@@ -269,7 +269,7 @@ def test_at_first_only_labels_teach_the_classifier(m2, batch):
     assert np.abs(bound).max() > 0.1
     for epoch, share in ((0, 0), (1, 0.25), (3, 0.75), (4, 1), (9, 1)):
         found = gradients(lambda result: loss.call(image, result), epoch)
-        np.testing.assert_allclose(found, label + share * bound, rtol=1e-4, atol=1e-6 * np.abs(bound).max())
+        np.testing.assert_allclose(found, label + share * bound, rtol=1e-4, atol=1e-4)
 
 
 def test_images_without_label_have_no_part_in_the_classification_term(m2, batch):
@@ -472,9 +472,9 @@ def noisy_stripes(count, seed):
     """Stripes that one image of each class does not tell apart from the noise."""
     generator = np.random.default_rng(seed)
     labels = np.arange(count) % 3
-    images = generator.integers(0, 170, (count, 8, 8, 1))
+    images = generator.integers(0, 140, (count, 8, 8, 1))
     for index, label in enumerate(labels):
-        images[index, :, 2 * label : 2 * label + 2] = generator.integers(85, 200, (8, 2, 1))
+        images[index, :, 2 * label : 2 * label + 2] = generator.integers(100, 230, (8, 2, 1))
     return images.astype(np.uint8), labels
 
 
@@ -487,13 +487,18 @@ def test_images_without_label_teach():
         (data.train.batches(16, labelled_per_batch=3, drop_remainder=True), 25),
     ):
         keras.utils.set_random_seed(0)
-        model = build_semi_supervised_cvae((8, 8, 1), 3, latent_size=2, width=16)
+        cvae = build_cvae((8, 8, 1), 3, latent_size=2, width=16)
+        # Dense, as max pooling alone would be good at stripes.
+        image = keras.Input((8, 8, 1), name="image")
+        hidden = keras.layers.Dense(64, activation="relu")(keras.layers.Flatten()(image))
+        classifier = keras.Model(image, OneHotCategorical(3)(keras.layers.Dense(3)(hidden)))
+        model = SemiSupervisedCVAE(cvae.encoder, cvae.decoder, classifier)
         model.compile(keras.optimizers.Adam(3e-3), loss=SemiSupervisedNegativeELBO(10.0))
         model.fit(batches, epochs=epochs, callbacks=[LabelWarmUp(4)], verbose=0)
         found = np.argmax(model.classify_fast(data.test.binarized()), axis=1)
         accuracies.append(np.mean(found == data.test.labels))
-    # 0.70 and 0.80; with other initial weights 0.71 and 0.76. The standard error of one is 0.01.
-    assert accuracies[1] > max(0.75, accuracies[0] + 0.05)
+    # 0.88 and 0.95; with other initial weights 0.88 and 0.96. The standard error of one is below 0.01.
+    assert accuracies[1] > max(0.85, accuracies[0] + 0.05)
 
 
 def test_m1_reads_the_latent_of_a_plain_vae(tmp_path):
