@@ -144,13 +144,16 @@ def test_each_label_has_the_posterior_of_the_encoder(network, batch):
         model = SemiSupervisedCVAE(encoder, model.decoder, model.classifier)
     perturb(encoder)
     image, one_hot = batch[0][:6], np.tile(np.eye(3, dtype=np.float32), (6, 1))
-    found = model((image, np.tile(NONE, (6, 1)))).given_each_label.posterior
     each = np.repeat(image, 3, axis=0)
     expected = encoder(each if network == "no label" else [each, one_hot])
-    np.testing.assert_allclose(found.mean(), expected.mean(), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found.stddev(), expected.stddev(), rtol=1e-5, atol=1e-6)
-    assert network == "no label" or np.abs(np.diff(np.reshape(found.mean(), (6, 3, size)), axis=1)).max() > 1e-3
-    assert len(model.weights) == len({id(weight) for weight in model.weights})
+    # And in a second model of the same encoder, whose layers are part of the first one too.
+    again = SemiSupervisedCVAE(encoder, model.decoder, model.classifier, model.prior_network)
+    for made in (model, again):
+        found = made((image, np.tile(NONE, (6, 1)))).given_each_label.posterior
+        np.testing.assert_allclose(found.mean(), expected.mean(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found.stddev(), expected.stddev(), rtol=1e-5, atol=1e-6)
+        assert len(made.weights) == len({id(weight) for weight in made.weights})
+    assert network == "no label" or np.abs(np.diff(np.reshape(expected.mean(), (6, 3, size)), axis=1)).max() > 1e-3
 
 
 def test_an_analogy_has_the_style_and_another_label(m2, batch):

@@ -1,6 +1,6 @@
 """The CVAE that learns from few labels: M2 of Kingma, Mohamed, Rezende and Welling 2014."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -163,12 +163,10 @@ def _given_each_label(encoder: keras.Model, num_classes: int) -> Callable[[tf.Te
         for layer in encoder.layers
         for node in layer.inbound_nodes
     ]
-    with_label, size = {id(one_hot)}, 0
-    while len(with_label) > size:
-        size = len(with_label)
-        for inputs, outputs in nodes:
-            if with_label.intersection(map(id, inputs)):
-                with_label.update(map(id, outputs))
+    # Layers also have nodes of other models that they are part of.
+    leads_to_output = _reached(encoder.outputs, [(outputs, inputs) for inputs, outputs in nodes])
+    nodes = [(inputs, outputs) for inputs, outputs in nodes if leads_to_output.intersection(map(id, outputs))]
+    with_label = _reached([one_hot], nodes)
     shared = {
         id(tensor): tensor
         for inputs, _ in nodes
@@ -179,3 +177,14 @@ def _given_each_label(encoder: keras.Model, num_classes: int) -> Callable[[tf.Te
     first = keras.Model(image, list(shared.values()))
     rest = keras.Model([*shared.values(), one_hot], encoder.output)
     return lambda image, one_hot: rest([*map(rows, tf.nest.flatten(first(image))), one_hot])
+
+
+def _reached(tensors: Sequence[tf.Tensor], steps: Sequence[tuple[list[tf.Tensor], list[tf.Tensor]]]) -> set[int]:
+    """The `id` of each tensor that is reached from some of `tensors` by steps from one list of tensors to another."""
+    found, size = set(map(id, tensors)), 0
+    while len(found) > size:
+        size = len(found)
+        for before, after in steps:
+            if found.intersection(map(id, before)):
+                found.update(map(id, after))
+    return found
