@@ -3,8 +3,8 @@
     python benchmarks/few_labels.py RUN ...
 
 A row for each run of M1, M2 or M1+M2, with errors in percent on the test images, binarized once with seed 0, or grey:
-that of q(y|x); and of the latter two that of the same classifier trained on labelled images alone, moved and slanted
-likewise, and that of Bayes' rule with K importance samples, on some images.
+that of q(y|x); and of the latter two that of the same classifier trained on labelled images alone, moved, slanted and
+bent likewise, and that of Bayes' rule with K importance samples, on some images.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def supervised(classifier, data, config, steps):
         noise = tf.random.stateless_normal(
             [tf.shape(image)[0], augmentation.NUM_RANDOM], [seed, tf.cast(index, tf.int32)]
         )
-        return augmentation.random_affine(image, config.deformation * noise), one_hot
+        return augmentation.random_deformation(image, config.deformation * noise), one_hot
 
     classifier.compile(
         keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)),

@@ -99,7 +99,7 @@ def build_semi_supervised_cvae(
         num_samples: Latent samples K for each image and label, >= 1.
         seed: Seed of latent samples and deformations.
         stacked: Whether to build M1+M2.
-        deformation: Strength of the random affine maps of what q(y|x) sees in training, made for digits; 0 for none.
+        deformation: Strength of the random deformations of what q(y|x) sees in training, made for digits; 0 for none.
 
     Returns:
         The model, not yet compiled.

@@ -33,8 +33,9 @@ class SemiSupervisedCVAE(CVAE):
         prior: As of `CVAE`.
         num_samples: As of `CVAE`, for each label.
         seed: As of `CVAE`, and of the augmentation.
-        deformation: Strength, >= 0, at which the image that q(y|x) sees in training is moved and slanted
-            (`augmentation.random_affine`); 0 for not at all. The bound stays one, as q may be any distribution of y.
+        deformation: Strength, >= 0, at which the image that q(y|x) sees in training is moved, slanted and bent
+            (`augmentation.random_deformation`); 0 for not at all. The bound stays one, as q may be any distribution
+            of y.
         **kwargs: Of `keras.Model`.
 
     Raises:
@@ -116,7 +117,7 @@ class SemiSupervisedCVAE(CVAE):
         noise = self.noise(image, num_latent + (augmentation.NUM_RANDOM if deforms else 0), training)
         given_each_label = self._given_each_label(image, noise[:, :num_latent])
         if deforms:
-            image = augmentation.random_affine(image, self.deformation * noise[:, num_latent:])
+            image = augmentation.random_deformation(image, self.deformation * noise[:, num_latent:])
         return SemiSupervisedOutput(one_hot, self.label_posterior(image), given_each_label)
 
     def predict_step(self, data: Any) -> tf.Tensor:
