@@ -86,7 +86,7 @@ def supervised(classifier, data, config, steps):
         noise = tf.random.stateless_normal(
             [tf.shape(image)[0], augmentation.NUM_RANDOM], [seed, tf.cast(index, tf.int32)]
         )
-        return augmentation.random_deformation(image, config.deformation * noise), one_hot
+        return augmentation.deform(image, config.deformation * noise), one_hot
 
     classifier.compile(
         keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)),

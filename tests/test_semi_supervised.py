@@ -121,22 +121,49 @@ def test_m2_stands_on_the_latent_of_m1(m2, batch):
     assert np.abs(first - second).max() > 1e-3
 
 
-@pytest.mark.parametrize("network", ["mlp", "residual", "conv", "stacked", "no label", "twice", "image and label"])
+BUILT = ("mlp", "residual", "conv", "stacked")
+
+
+class Rows(keras.layers.Layer):
+    """Notes the number of rows of each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.noted = []
+
+    def call(self, inputs):
+        self.noted.append(inputs.shape[0])
+        return inputs
+
+
+class Plus(keras.layers.Layer):
+    def call(self, inputs, other):
+        return inputs + other
+
+
+@pytest.mark.parametrize(
+    "network",
+    [*BUILT, "no label", "label that is not used", "twice", "image and label", "operator", "argument", "keyword"],
+)
 def test_each_label_has_the_posterior_of_the_encoder(network, batch):
     """What does not depend on the label is computed once, whatever the encoder is made of."""
     keras.utils.set_random_seed(0)
-    named = "mlp" if network in ("no label", "twice", "image and label") else network
+    built = network in BUILT
     model = build_semi_supervised_cvae(
-        (8, 8, 1), 3, 4, "mlp" if named == "stacked" else named, width=16, stacked=named == "stacked"
+        (8, 8, 1), 3, 4, network if built and network != "stacked" else "mlp", width=16, stacked=network == "stacked"
     )
-    size, encoder = model.latent_size, model.encoder
-    if named != network:
+    size, encoder, counted = model.latent_size, model.encoder, Rows()
+    if not built:
         image, one_hot = keras.Input((8, 8, 1), name="image"), keras.Input((3,), name="one_hot")
-        hidden, twice = keras.layers.Dense(3)(keras.layers.Flatten()(image)), keras.layers.Dense(3)
+        hidden, twice = keras.layers.Dense(3)(keras.layers.Flatten()(counted(image))), keras.layers.Dense(3)
         hidden = {
             "no label": lambda: hidden,
+            "label that is not used": lambda: hidden,
             "twice": lambda: twice(keras.layers.Add()([twice(hidden), twice(one_hot)])),
             "image and label": lambda: keras.layers.Dot(axes=(3, 1))([image, keras.layers.Dense(1)(one_hot)]),
+            "operator": lambda: hidden + twice(one_hot),
+            "argument": lambda: Plus()(hidden, twice(one_hot)),
+            "keyword": lambda: Plus()(hidden, other=twice(one_hot)),
         }[network]()
         params = keras.layers.Dense(2 * size)(keras.layers.Flatten()(hidden))
         inputs = [image] if network == "no label" else [image, one_hot]
@@ -146,6 +173,7 @@ def test_each_label_has_the_posterior_of_the_encoder(network, batch):
     image, one_hot = batch[0][:6], np.tile(np.eye(3, dtype=np.float32), (6, 1))
     each = np.repeat(image, 3, axis=0)
     expected = encoder(each if network == "no label" else [each, one_hot])
+    counted.noted.clear()
     # And in a second model of the same encoder, whose layers are part of the first one too.
     again = SemiSupervisedCVAE(encoder, model.decoder, model.classifier, model.prior_network)
     for made in (model, again):
@@ -153,7 +181,10 @@ def test_each_label_has_the_posterior_of_the_encoder(network, batch):
         np.testing.assert_allclose(found.mean(), expected.mean(), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(found.stddev(), expected.stddev(), rtol=1e-5, atol=1e-6)
         assert len(made.weights) == len({id(weight) for weight in made.weights})
-    assert network == "no label" or np.abs(np.diff(np.reshape(expected.mean(), (6, 3, size)), axis=1)).max() > 1e-3
+    if network not in ("no label", "label that is not used"):
+        assert np.abs(np.diff(np.reshape(expected.mean(), (6, 3, size)), axis=1)).max() > 1e-3
+        assert set(counted.noted) <= {6}
+        assert built or network == "image and label" or counted.noted
 
 
 def test_an_analogy_has_the_style_and_another_label(m2, batch):
@@ -327,6 +358,9 @@ def test_images_are_deformed_in_training_alone(batch):
     measured = [model((image, one_hot)).label_posterior.mean().numpy() for _ in range(2)]
     np.testing.assert_array_equal(measured[0], measured[1])
     np.testing.assert_array_equal(measured[0], model.classify_fast(image))
+    # The encoder sees the images as they are.
+    encoded = [model((image, one_hot), training=training).given_each_label.posterior for training in (True, False)]
+    np.testing.assert_array_equal(encoded[0].mean(), encoded[1].mean())
 
 
 def test_it_is_saved_and_loaded(m2, batch, tmp_path):

@@ -99,7 +99,8 @@ def build_semi_supervised_cvae(
         num_samples: Latent samples K for each image and label, >= 1.
         seed: Seed of latent samples and deformations.
         stacked: Whether to build M1+M2.
-        deformation: Strength of the random deformations of what q(y|x) sees in training, made for digits; 0 for none.
+        deformation: Strength of random deformations, for digits on a background of 0, of what q(y|x) sees in training;
+            0 for none, and from 2 on images fold.
 
     Returns:
         The model, not yet compiled.

@@ -1,6 +1,6 @@
 """The CVAE that learns from few labels: M2 of Kingma, Mohamed, Rezende and Welling 2014."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,7 @@ class SemiSupervisedCVAE(CVAE):
         num_samples: As of `CVAE`, for each label.
         seed: As of `CVAE`, and of the augmentation.
         deformation: Strength, >= 0, at which the image that q(y|x) sees in training is moved, slanted and bent
-            (`augmentation.random_deformation`); 0 for not at all. The bound stays one, as q may be any distribution
-            of y.
+            (`augmentation.deform`); 0 for not at all. The bound stays one, as q may be any distribution of y.
         **kwargs: Of `keras.Model`.
 
     Raises:
@@ -117,7 +116,7 @@ class SemiSupervisedCVAE(CVAE):
         noise = self.noise(image, num_latent + (augmentation.NUM_RANDOM if deforms else 0), training)
         given_each_label = self._given_each_label(image, noise[:, :num_latent])
         if deforms:
-            image = augmentation.random_deformation(image, self.deformation * noise[:, num_latent:])
+            image = augmentation.deform(image, self.deformation * noise[:, num_latent:])
         return SemiSupervisedOutput(one_hot, self.label_posterior(image), given_each_label)
 
     def predict_step(self, data: Any) -> tf.Tensor:
@@ -159,33 +158,15 @@ def _given_each_label(encoder: keras.Model, num_classes: int) -> Callable[[tf.Te
     if len(encoder.inputs) == 1:
         return lambda image, one_hot: encoder(rows(image))
     image, one_hot = encoder.inputs
-    nodes = [
-        (tf.nest.flatten(node.input_tensors), tf.nest.flatten(node.output_tensors))
-        for layer in encoder.layers
-        for node in layer.inbound_nodes
-    ]
-    # Layers also have nodes of other models that they are part of.
-    leads_to_output = _reached(encoder.outputs, [(outputs, inputs) for inputs, outputs in nodes])
-    nodes = [(inputs, outputs) for inputs, outputs in nodes if leads_to_output.intersection(map(id, outputs))]
-    with_label = _reached([one_hot], nodes)
-    shared = {
-        id(tensor): tensor
-        for inputs, _ in nodes
-        if with_label.intersection(map(id, inputs))
-        for tensor in inputs
-        if id(tensor) not in with_label
-    }
-    first = keras.Model(image, list(shared.values()))
-    rest = keras.Model([*shared.values(), one_hot], encoder.output)
+    with_label, shared = {id(one_hot)}, {}
+    for depth in sorted(encoder._nodes_by_depth, reverse=True):
+        for node in encoder._nodes_by_depth[depth]:
+            if with_label.intersection(map(id, node.keras_inputs)):
+                with_label.update(map(id, tf.nest.flatten(node.outputs)))
+                shared.update({id(tensor): tensor for tensor in node.keras_inputs})
+    if id(encoder.output) not in with_label:
+        return lambda image, one_hot: encoder([rows(image), one_hot])
+    alone = [tensor for key, tensor in shared.items() if key not in with_label]
+    first = keras.Model(image, alone)
+    rest = keras.Model([*alone, one_hot], encoder.output)
     return lambda image, one_hot: rest([*map(rows, tf.nest.flatten(first(image))), one_hot])
-
-
-def _reached(tensors: Sequence[tf.Tensor], steps: Sequence[tuple[list[tf.Tensor], list[tf.Tensor]]]) -> set[int]:
-    """The `id` of each tensor that is reached from some of `tensors` by steps from one list of tensors to another."""
-    found, size = set(map(id, tensors)), 0
-    while len(found) > size:
-        size = len(found)
-        for before, after in steps:
-            if found.intersection(map(id, before)):
-                found.update(map(id, after))
-    return found
