@@ -56,7 +56,7 @@ class TrainConfig:
     label_warmup_epochs: int = 1
     """Epochs in which the gradient of the bound to q(y|x) rises linearly, from none at all (m2, m1+m2)."""
     deformation: float = 0.0
-    """Strength of random deformations, for digits on 0, of what q(y|x) sees in training; 0 for none (m2, m1+m2)."""
+    """Strength of random deformations of what q(y|x) sees in training, for digits on black; 0 for none (m2, m1+m2)."""
 
     network: Network = "mlp"
     """Encoder and decoder."""

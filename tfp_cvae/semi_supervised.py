@@ -159,6 +159,7 @@ def _given_each_label(encoder: keras.Model, num_classes: int) -> Callable[[tf.Te
         return lambda image, one_hot: encoder(rows(image))
     image, one_hot = encoder.inputs
     with_label, shared = {id(one_hot)}, {}
+    # The nodes of this model, from its inputs on; its layers also have those of other models that they are part of.
     for depth in sorted(encoder._nodes_by_depth, reverse=True):
         for node in encoder._nodes_by_depth[depth]:
             if with_label.intersection(map(id, node.keras_inputs)):
