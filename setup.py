@@ -16,7 +16,7 @@ TEST = [
     "hypothesis>=6.100",
     "psutil>=5.9",
     "pytest>=8",
-    "pytest-xdist>=3.6",
+    "pytest-xdist>=3.8",
     "pyyaml>=6",
     "scipy>=1.11",
     *NOTEBOOKS,

@@ -42,6 +42,7 @@ SMALL = {
         "recipe_epochs": 1,
         "own_epochs": 1,
         "num_samples": 2,
+        "priors": ["label"],  # that of the recipe is a flow
         "tfds_name": "mnist",
     },
     "07_few_labels": {"epochs": 2, "label_epochs": 1, "supervised_epochs": 2, "num_samples": 2},
