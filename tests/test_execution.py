@@ -1,7 +1,8 @@
-"""Several steps as one program against Keras, which runs a program for each step."""
+"""Several steps at once, also as one program, against Keras, which traces a step more often, and runs each by itself."""
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras as keras
 from conftest import stripes
 
@@ -10,6 +11,7 @@ from tfp_cvae.build import build_cvae
 from tfp_cvae.callbacks import KLWarmUp
 from tfp_cvae.data import make_dataset
 from tfp_cvae.losses import ELBO, NegativeELBO, Rate
+from tfp_cvae.model import CVAE
 
 STEPS = 13
 
@@ -40,6 +42,7 @@ def batches(dataset, **kwargs):
 
 
 def refuse(self, force=False):
+    @tf.function
     def train_function(iterator):
         raise AssertionError("run by Keras")
 
@@ -61,6 +64,7 @@ def trained(cvae, data, **kwargs):
 def by_keras(monkeypatch, *args, **kwargs):
     with monkeypatch.context() as context:
         context.setattr(execution, "applies", lambda model: False)
+        context.setattr(execution, "traced_once", lambda model, make: make(force=True))
         return trained(*args, **kwargs)
 
 
@@ -83,6 +87,34 @@ def test_as_keras_trains(dataset, monkeypatch):
     assert found[2] == 3 * STEPS
     # Something was trained, so that the comparison says something.
     assert found[0]["elbo"][2] > found[0]["elbo"][0] + 1
+
+
+def test_as_keras_trains_without_xla(dataset, monkeypatch):
+    kwargs = {"epochs": 2, "validation_data": dataset.validation.batches(16)}
+    expected = by_keras(monkeypatch, model(dataset, jit_compile=False), batches(dataset), **kwargs)
+    found = trained(model(dataset, jit_compile=False), batches(dataset), **kwargs)
+    assert_same(found, expected, rtol=1e-6)
+    assert found[2] == 2 * STEPS
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("steps_per_execution", [1, 5])
+def test_a_step_is_traced_once(dataset, monkeypatch, steps_per_execution, jit_compile):
+    traced = []
+
+    def counted(step):
+        def wrapped(self, data):
+            traced.append(step.__name__)
+            return step(self, data)
+
+        return wrapped
+
+    for step in (CVAE.train_step, CVAE.test_step):
+        monkeypatch.setattr(CVAE, step.__name__, counted(step))
+    cvae = model(dataset, steps_per_execution, jit_compile)
+    for _ in range(2):
+        cvae.fit(batches(dataset), validation_data=dataset.validation.batches(16).take(STEPS), verbose=0)
+    assert traced == ["train_step", "test_step"]
 
 
 def test_as_without_xla(dataset):

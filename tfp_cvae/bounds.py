@@ -57,8 +57,14 @@ def evaluate_bound(cvae: CVAE, batches: Iterable[Any]) -> Bound:
         output = cvae.infer(cvae.posterior(own_image, one_hot), one_hot, noise)
         return objectives.rate(output), objectives.distortion(image, output), objectives.iwae(image, output)
 
+    def of_any_number(part: tf.Tensor) -> tf.TensorSpec:
+        return tf.TensorSpec([None, *part.shape[1:]], part.dtype)
+
     # As a concrete function, for TensorFlow would warn of the tracings where several models are measured.
-    parts = [[part.numpy() for part in terms.get_concrete_function(*batch)(*batch)] for batch in batches]
+    parts = []
+    for batch in batches:
+        measure = terms.get_concrete_function(*tf.nest.map_structure(of_any_number, batch))
+        parts.append([part.numpy() for part in measure(*batch)])
     clear_bijector_cache()
     rate, distortion, iwae = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Bound(

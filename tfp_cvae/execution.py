@@ -1,8 +1,11 @@
-"""Several training steps as one program of XLA, for `fit` after `compile(jit_compile=True, steps_per_execution=n)`.
+"""Several steps at once, for `fit` and `evaluate` after `compile(steps_per_execution=n)`.
 
-Keras compiles a single step and runs it n times; each time all weights and moments go in and come out again. Here the
-loop over the steps is part of the program, and they stay where they are. A step is still `train_step`. One thing
-differs: the batches of a program are fetched before it begins, so that an input that fails loses those before it, too.
+Keras has AutoGraph trace a step twice, the first time to learn what it returns; here it is traced once (`traced_once`).
+
+With XLA, Keras compiles a single step and runs it n times; each time all weights and moments go in and come out again.
+Here the loop over the steps of training is part of the program, and they stay where they are (`make_train_function`). A
+step is still `train_step`. One thing differs: the batches of a program are fetched before it begins, so that an input
+that fails loses those before it, too.
 """
 
 from collections.abc import Callable
@@ -15,6 +18,35 @@ import tf_keras as keras
 _MAX_BYTES = 64 * 2**20
 
 TrainFunction = Callable[[Any], dict[str, tf.Tensor]]
+
+
+def traced_once(model: keras.Model, make: Callable[..., Any]) -> TrainFunction:
+    """What `make` makes for a compiled model, with a step that is traced once however many are run at a time.
+
+    Args:
+        model: A compiled model.
+        make: `make_train_function` or `make_test_function` of `keras.Model`, of this model.
+    """
+    several = model.steps_per_execution
+    number = 1 if several is None else several.numpy().item()
+    by_keras = model.autotune_steps_per_execution or model.run_eagerly or model._cluster_coordinator
+    if by_keras or number == 1:
+        return make(force=True)
+    several.assign(1)
+    try:
+        step = make(force=True)
+    finally:
+        several.assign(number)
+
+    @tf.function(reduce_retracing=True)
+    def execute(iterator: Any) -> dict[str, tf.Tensor]:
+        once = step.get_concrete_function(iterator)
+        logs = _zeros(once)
+        for _ in tf.range(several):
+            logs = once(iterator)
+        return logs
+
+    return execute
 
 
 def applies(model: keras.Model) -> bool:
@@ -45,7 +77,7 @@ def make_train_function(model: keras.Model, stock: TrainFunction) -> TrainFuncti
             logs = program(batches, count, logs)
             return done + count, more, logs
 
-        logs = tf.nest.map_structure(lambda value: tf.zeros(value.shape, value.dtype), step.structured_outputs)
+        logs = _zeros(step)
         start = (tf.constant(0), tf.constant(True), logs)
         _, more, logs = tf.while_loop(
             lambda done, more, logs: more & (done < wanted), run, start, parallel_iterations=1
@@ -60,6 +92,11 @@ def make_train_function(model: keras.Model, stock: TrainFunction) -> TrainFuncti
         return compiled(iterator) if size and 2 * size <= _MAX_BYTES else stock(iterator)
 
     return train_function
+
+
+def _zeros(step: Any) -> Any:
+    """What a concrete function returns, as zeros."""
+    return tf.nest.map_structure(lambda value: tf.zeros(value.shape, value.dtype), step.structured_outputs)
 
 
 def _step(model: keras.Model) -> Any:

@@ -282,9 +282,16 @@ class CVAE(CheckedModel):
     def make_train_function(self, force: bool = False) -> Any:
         """Makes what `fit` calls, as Keras does; with XLA, several steps are one program (`execution`)."""
         if force or getattr(self, "train_function", None) is None:
-            stock = super().make_train_function(force=True)
+            self.build_optimizer()
+            stock = execution.traced_once(self, super().make_train_function)
             self.train_function = execution.make_train_function(self, stock) if execution.applies(self) else stock
         return self.train_function
+
+    def make_test_function(self, force: bool = False) -> Any:
+        """Makes what `evaluate` calls, as Keras does."""
+        if force or getattr(self, "test_function", None) is None:
+            self.test_function = execution.traced_once(self, super().make_test_function)
+        return self.test_function
 
     def predict_step(self, data: Any) -> tf.Tensor:
         """Pixel probabilities at the posterior mean: what `predict` returns, no sample."""

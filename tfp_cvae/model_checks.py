@@ -74,6 +74,10 @@ class CheckedModel(keras.Model):
     def compile_from_config(self, config: Any) -> None:
         """Compiles as `keras.Model.compile_from_config`, which leaves out a model that overrides `compile`."""
         self.compile(**keras.saving.deserialize_keras_object(config))
+        self.build_optimizer()
+
+    def build_optimizer(self) -> None:
+        """Makes the variables of the optimizer: those made in a step that is being traced have it traced once more."""
         if hasattr(self.optimizer, "build"):
             self.optimizer.build(self.trainable_variables)
 
