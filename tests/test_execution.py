@@ -6,7 +6,7 @@ import tensorflow as tf
 import tf_keras as keras
 from conftest import stripes
 
-from tfp_cvae import execution
+from tfp_cvae import execution, objectives
 from tfp_cvae.build import build_cvae
 from tfp_cvae.callbacks import KLWarmUp
 from tfp_cvae.data import make_dataset
@@ -65,6 +65,7 @@ def by_keras(monkeypatch, *args, **kwargs):
     with monkeypatch.context() as context:
         context.setattr(execution, "applies", lambda model: False)
         context.setattr(execution, "traced_once", lambda model, make: make(force=True))
+        context.setattr(CVAE, "build_optimizer", lambda self: None)
         return trained(*args, **kwargs)
 
 
@@ -115,6 +116,28 @@ def test_a_step_is_traced_once(dataset, monkeypatch, steps_per_execution, jit_co
     for _ in range(2):
         cvae.fit(batches(dataset), validation_data=dataset.validation.batches(16).take(STEPS), verbose=0)
     assert traced == ["train_step", "test_step"]
+
+
+class Rates(keras.metrics.Metric):
+    """The rates of the last batch that are above 0, of which nobody knows the number."""
+
+    def __init__(self):
+        super().__init__(name="rates")
+        self.rates = self.add_weight(name="rates", shape=(16,))
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.rates.assign(objectives.rate(y_pred))
+
+    def result(self):
+        return tf.boolean_mask(self.rates, self.rates > 0)
+
+
+def test_a_metric_whose_shape_is_not_known(dataset):
+    cvae = model(dataset)
+    cvae.compile("adam", loss=NegativeELBO(), metrics=[Rates()], steps_per_execution=5)
+    history = cvae.fit(batches(dataset), verbose=0).history
+    assert history["rates"][0].shape == (16,)
+    assert int(cvae._train_counter) == STEPS
 
 
 def test_as_without_xla(dataset):

@@ -57,6 +57,7 @@ def evaluate_bound(cvae: CVAE, batches: Iterable[Any]) -> Bound:
         output = cvae.infer(cvae.posterior(own_image, one_hot), one_hot, noise)
         return objectives.rate(output), objectives.distortion(image, output), objectives.iwae(image, output)
 
+    # Traced once, also where the last batch is smaller.
     def of_any_number(part: tf.Tensor) -> tf.TensorSpec:
         return tf.TensorSpec([None, *part.shape[1:]], part.dtype)
 

@@ -23,6 +23,9 @@ TrainFunction = Callable[[Any], dict[str, tf.Tensor]]
 def traced_once(model: keras.Model, make: Callable[..., Any]) -> TrainFunction:
     """What `make` makes for a compiled model, with a step that is traced once however many are run at a time.
 
+    Of training that holds if the optimizer has its variables already. Where Keras tunes the number of steps, runs them
+    eagerly or has a coordinator, it is what Keras makes.
+
     Args:
         model: A compiled model.
         make: `make_train_function` or `make_test_function` of `keras.Model`, of this model.
@@ -41,8 +44,10 @@ def traced_once(model: keras.Model, make: Callable[..., Any]) -> TrainFunction:
     @tf.function(reduce_retracing=True)
     def execute(iterator: Any) -> dict[str, tf.Tensor]:
         once = step.get_concrete_function(iterator)
-        logs = _zeros(once)
-        for _ in tf.range(several):
+        shapes = [value.shape for value in tf.nest.flatten(once.structured_outputs)]
+        known = all(shape.is_fully_defined() for shape in shapes)
+        logs, left = (_zeros(once), several) if known else (once(iterator), several - 1)
+        for _ in tf.range(left):
             logs = once(iterator)
         return logs
 
@@ -61,7 +66,7 @@ def make_train_function(model: keras.Model, stock: TrainFunction) -> TrainFuncti
 
     Args:
         model: A compiled model.
-        stock: What Keras makes for it, to run for batches whose shape is not known, or of which two are too large.
+        stock: What `traced_once` makes for it, for batches whose shape is not known, or of which two are too large.
     """
     most = int(model._steps_per_execution)
 

@@ -288,7 +288,7 @@ class CVAE(CheckedModel):
         return self.train_function
 
     def make_test_function(self, force: bool = False) -> Any:
-        """Makes what `evaluate` calls, as Keras does."""
+        """Makes what `evaluate` calls, as Keras does; a step is traced once (`execution`)."""
         if force or getattr(self, "test_function", None) is None:
             self.test_function = execution.traced_once(self, super().make_test_function)
         return self.test_function

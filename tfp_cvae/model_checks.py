@@ -77,8 +77,11 @@ class CheckedModel(keras.Model):
         self.build_optimizer()
 
     def build_optimizer(self) -> None:
-        """Makes the variables of the optimizer: those made in a step that is being traced have it traced once more."""
-        if hasattr(self.optimizer, "build"):
+        """Makes the variables of the optimizer: those made in a step that is being traced have it traced once more.
+
+        With `use_ema` the averages begin at the weights that the model has now.
+        """
+        if hasattr(self.optimizer, "build") and self.trainable_variables:
             self.optimizer.build(self.trainable_variables)
 
     def fit(
