@@ -157,18 +157,20 @@ def test_several_programs_in_an_execution(dataset, monkeypatch, not_by_keras):
     assert_same(parts, whole)
 
 
-def test_data_that_run_out(dataset, monkeypatch, caplog):
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_data_that_run_out(dataset, monkeypatch, caplog, jit_compile):
     """Of three times 8 steps there are 12, so that an execution of 5 finds 4."""
 
     def unknown():
         return batches(dataset).take(12).filter(lambda *batch: True)
 
     kwargs = {"epochs": 3, "steps_per_epoch": 8}
-    expected = by_keras(monkeypatch, model(dataset), unknown(), **kwargs)
+    expected = by_keras(monkeypatch, model(dataset, jit_compile=jit_compile), unknown(), **kwargs)
     caplog.clear()
-    monkeypatch.setattr(keras.Model, "make_train_function", refuse)
+    if jit_compile:
+        monkeypatch.setattr(keras.Model, "make_train_function", refuse)
     with caplog.at_level("WARNING"):
-        found = trained(model(dataset), unknown(), **kwargs)
+        found = trained(model(dataset, jit_compile=jit_compile), unknown(), **kwargs)
     assert "Your input ran out of data" in caplog.text
     assert found[2] == expected[2] == 12
     assert len(found[0]["loss"]) == len(expected[0]["loss"]) == 2
