@@ -1,17 +1,19 @@
 import os
 import pathlib
 
-# TensorFlow's notes on the machine would hide what a test prints.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 import numpy as np
 import pytest
-import tensorflow as tf
-import tf_keras as keras
 
-from tfp_cvae.build import build_cvae
-from tfp_cvae.data import Dataset, make_dataset
-from tfp_cvae.model import CVAE
+from tfp_cvae import commands
+
+# As the command line has it: the same kernels, and no notes on the machine that would hide what a test prints.
+commands.import_tensorflow_quietly()
+import tensorflow as tf  # noqa: E402
+import tf_keras as keras  # noqa: E402
+
+from tfp_cvae.build import build_cvae  # noqa: E402
+from tfp_cvae.data import Dataset, make_dataset  # noqa: E402
+from tfp_cvae.model import CVAE  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

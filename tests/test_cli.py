@@ -1,5 +1,7 @@
 import json
+import os
 import pathlib
+import platform
 import subprocess
 import sys
 import time
@@ -40,6 +42,20 @@ def test_help_is_fast_and_names_every_setting():
         assert f"--{field.replace('_', '-')}" in text.stdout
     assert "--output" in text.stdout
     assert "--overwrite" in text.stdout
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="others are left as TensorFlow has them")
+@pytest.mark.parametrize(("given", "enabled"), [({}, "True"), ({"TF_ENABLE_ONEDNN_OPTS": "0"}, "False")])
+def test_the_command_line_has_onednn_unless_told_otherwise(given, enabled):
+    code = (
+        "from tfp_cvae import commands; commands.import_tensorflow_quietly(); "
+        "from tensorflow.python.util import _pywrap_util_port; print(_pywrap_util_port.IsMklEnabled())"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"} | given
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split() == [
+        enabled
+    ]
 
 
 def test_train_prints_the_bound_and_where_the_pictures_are(tmp_path, npz, capfd):

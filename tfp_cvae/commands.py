@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import os
 import pathlib
+import platform
 import re
 import sys
 from typing import Annotated
@@ -240,7 +241,13 @@ COMMANDS = {
 
 
 def import_tensorflow_quietly() -> None:
-    """Imports TensorFlow without its notes on instruction sets and missing GPUs, some of which no setting silences."""
+    """Imports TensorFlow with oneDNN, and without its notes on the machine, some of which no setting silences.
+
+    On x86 processors without AVX-512, TensorFlow leaves oneDNN off, although convolutions and their gradients take half
+    the time with it.
+    """
+    if platform.machine() in ("x86_64", "AMD64"):
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     stderr = os.dup(2)
