@@ -28,11 +28,11 @@ def run_folder(tmp_path_factory):
 
 def test_help_is_fast_and_names_every_setting():
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "tfp_cvae.cli", "--help"], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "tfp_cvae", "--help"], check=True, capture_output=True)
     # Without TensorFlow, whose import alone takes seconds.
     assert time.perf_counter() - start < 2
     text = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "tfp_cvae.cli", "train", "--help"],
+        [sys.executable, "-X", "importtime", "-m", "tfp_cvae", "train", "--help"],
         check=True,
         capture_output=True,
         text=True,
@@ -194,6 +194,7 @@ def test_datasets(capsys):
             "label: expected one of the classes 0, 1, 2, got none; give one (--label)",
         ),
         (["generate", "RUN", "--label", "1", "--count", "0", "--output", "x.png"], "count: expected an integer >= 1"),
+        (["generate", "RUN", "--label", "1", "--count", "4097", "--output", "x.png"], "count: expected at most 4,096"),
         (["generate", "RUN", "--label", "1", "--output", "x.doc"], "output: expected a picture format"),
         (
             ["generate", "RUN", "--label", "1", "--output", "absent/x.png"],

@@ -84,8 +84,11 @@ def test_the_same_again(dataset):
     assert {**first, "protocol": None} == {**second, "protocol": None}
 
 
-def test_without_classes(dataset):
-    result = evaluate(trained(dataset, num_classes=0), dataset, TINY)
+def test_without_classes(dataset, capsys):
+    result = evaluate(trained(dataset, num_classes=0), dataset, TINY, verbose=1)
+    printed = capsys.readouterr().out
+    assert "a first look at every image: 24 images, K = 100\n" in printed
+    assert "all images again: 24 images, K = 120\n" in printed
     content = result.to_dict()
     assert {"log_p_x_given_y", "bayes_accuracy", "per_class", "calibration", "label", "samples"}.isdisjoint(content)
     assert result.log_p_x.mean > result.elbo.mean

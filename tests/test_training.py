@@ -292,7 +292,7 @@ def test_default_output(tmp_path, npz):
 
 
 def start(npz, output, *, resume=False, **options):
-    command = [sys.executable, "-m", "tfp_cvae.cli", "train", "--dataset", str(npz), "--epochs", "100000"]
+    command = [sys.executable, "-m", "tfp_cvae", "train", "--dataset", str(npz), "--epochs", "100000"]
     command += ["--batch-size", "32", "--width", "16", "--output", str(output)]
     command += ["--resume"] if resume else []
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)

@@ -114,7 +114,3 @@ def _unboxed(text: str) -> str:
     inner = [line for line in lines if line and not line.startswith("╭")]
     end = next((index for index, line in enumerate(inner) if set(line) <= set("─╰╯")), len(inner))
     return " ".join(inner[:end]).rstrip(".")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

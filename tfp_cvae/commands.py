@@ -96,7 +96,7 @@ class Generate:
     label: Annotated[str | None, tyro.conf.arg(metavar="CLASS")] = None
     """Class, by its name or its number from 0; not for a model without classes."""
     count: int = 16
-    """Number of images."""
+    """Number of images, at most 4,096."""
     seed: int = 0
     """Seed of the first image; the others follow it."""
 
@@ -168,7 +168,7 @@ class Request:
     label: Annotated[str | None, tyro.conf.arg(metavar="NUMBER")] = None
     """Class, by its number from 0, as the server does not know its name; not for a model without classes."""
     count: int = 16
-    """Number of images."""
+    """Number of images, at most 4,096."""
     seed: int = 0
     """Seed of the first image; the others follow it."""
 
@@ -177,11 +177,10 @@ class Request:
         from tfp_cvae import pictures
         from tfp_cvae.client import request_images
 
-        checks.integer("count", self.count, 1)
+        pictures.check_samples(self.count, self.output)
         checks.seed("seed", self.seed)
         if self.label is not None and not re.fullmatch(r"\d{1,9}", self.label):
             raise ValueError(f"label: expected the number of a class, from 0 (model_card.json), got {self.label!r}")
-        pictures.check(self.output)
         if self.url.startswith("grpc:"):
             import_tensorflow_quietly()
         seed = self.seed + np.arange(self.count)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 from matplotlib.figure import Figure
 
-from tfp_cvae import checks, manifest, pictures, plotting, recognition
+from tfp_cvae import manifest, pictures, plotting, recognition
 from tfp_cvae.data import Dataset
 from tfp_cvae.model import CVAE
 from tfp_cvae.run import Run
@@ -55,15 +55,14 @@ def save_samples(run: Run, label: str | None, count: int, seed: int, path: pathl
     Args:
         run: The run.
         label: Name of the class, or its number; None for a model without classes.
-        count: Number of images, >= 1.
+        count: Number of images, 1 to 4,096.
         seed: Seed of the first image; the others follow it.
         path: Picture to write.
 
     Raises:
         ValueError: If the label does not exist, or the format of the picture is not known.
     """
-    checks.integer("count", count, 1)
-    pictures.check(path)
+    pictures.check_samples(count, path)
     number = _class_number(run, label)
     images = run.model().generate(None if number is None else [number] * count, seed + np.arange(count)).numpy()
     name = "" if number is None else f", class {run.class_names[number]}"

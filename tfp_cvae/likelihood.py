@@ -70,7 +70,17 @@ def likelihood_under_each_label(
     if label is not None:
         cvae.one_hot(label, size)
 
-    def weigh(name: str, pairs: np.ndarray, num_samples: int) -> ImportanceEstimate:
+    if cvae.num_classes:
+        looks, weighed = ("a first look at every label", "the likely labels"), "pairs of image and label"
+    else:
+        looks, weighed = ("a first look at every image", "all images again"), "images"
+
+    def progress_bar(look: str, count: int, num_samples: int) -> Callable[[int], None]:
+        print(f"{look}: {count:,} {weighed}, K = {num_samples:,}", flush=True)
+        bar = keras.utils.Progbar(count * num_samples, unit_name="latent")
+        return lambda decoded: bar.add(decoded)
+
+    def weigh(look: str, pairs: np.ndarray, num_samples: int) -> ImportanceEstimate:
         return importance_estimate(
             cvae,
             image,
@@ -79,12 +89,12 @@ def likelihood_under_each_label(
             num_samples=num_samples,
             seed=seed,
             jit_compile=jit_compile,
-            progress=_progress_bar(name, len(rows_of_worker(len(pairs), strategy)), num_samples) if verbose else None,
+            progress=progress_bar(look, len(rows_of_worker(len(pairs), strategy)), num_samples) if verbose else None,
             strategy=strategy,
         )
 
     first_samples = min(num_samples, SAMPLES_PER_BLOCK)
-    first = weigh("a first look at every label", np.arange(size * classes), first_samples)
+    first = weigh(looks[0], np.arange(size * classes), first_samples)
     found = {name: getattr(first, name).reshape(size, classes) for name in _FIELDS}
     blind = found["log_likelihood"].copy()
     if num_samples > first_samples:
@@ -92,14 +102,8 @@ def likelihood_under_each_label(
         again = likely.copy()
         if label is not None:
             again[np.arange(size), label] = True
-        final = weigh("the likely labels", np.flatnonzero(again), num_samples)
+        final = weigh(looks[1], np.flatnonzero(again), num_samples)
         for name in _FIELDS:
             found[name][again] = getattr(final, name)
         blind[likely] = found["log_likelihood"][likely]
     return Likelihood(**found, blind=blind)
-
-
-def _progress_bar(name: str, pairs: int, num_samples: int) -> Callable[[int], None]:
-    print(f"{name}: {pairs:,} pairs of image and label, K = {num_samples:,}", flush=True)
-    bar = keras.utils.Progbar(pairs * num_samples, unit_name="latent")
-    return lambda decoded: bar.add(decoded)

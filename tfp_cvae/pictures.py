@@ -7,15 +7,30 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tfp_cvae import plotting
+from tfp_cvae import checks, plotting
 from tfp_cvae.atomic import write_atomically
 
 _DPI = 150
 _COLUMNS = 8
+# Matplotlib draws at most 2**16 pixels each way, some 100 for an image.
+_MOST_SAMPLES = 4096
 
 
-def check(path: pathlib.Path) -> None:
-    """Raises if a picture cannot be written: ValueError for its suffix, FileNotFoundError for its folder."""
+def check_samples(count: int, path: pathlib.Path) -> None:
+    """Raises if `save_samples` could not write that many images, before they are made.
+
+    Args:
+        count: Number of images, 1 to 4,096.
+        path: Picture to write.
+
+    Raises:
+        FileNotFoundError: If there is no folder for it.
+        TypeError: If count is not an integer.
+        ValueError: If count is out of range, or the format of the picture is not known.
+    """
+    checks.integer("count", count, 1)
+    if count > _MOST_SAMPLES:
+        raise ValueError(f"count: expected at most {_MOST_SAMPLES:,} images in a picture, got {count:,}")
     formats = FigureCanvasAgg.get_supported_filetypes()
     if path.suffix.lstrip(".").lower() not in formats:
         raise ValueError(f"output: expected a picture format as suffix ({', '.join(formats)}), got {str(path)!r}")
