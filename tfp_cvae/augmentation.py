@@ -16,6 +16,7 @@ _ANGLE, _SHEAR, _LOG_SCALE, _SHIFT = 0.18, 0.15, 0.08, 0.055
 _BEND, _REACH = 0.036, 0.175
 
 
+@tf.autograph.experimental.do_not_convert
 def deform(image: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
     """Deforms each image by an affine map and a smooth displacement; what comes from outside is 0.
 

@@ -60,6 +60,7 @@ def shuffled_epochs(
         epochs.next += 1
         yield epochs.next - 1
 
+    @tf.autograph.experimental.do_not_convert
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         epoch_seed = tf.random.experimental.stateless_fold_in(tf.constant([seed, 0], tf.int32), epoch)
         if "labelled_per_batch" in epochs.settings:
@@ -100,6 +101,7 @@ def in_order(images: RowsOnDisk, labels: np.ndarray, num_classes: int, settings:
         rows = slice(int(index[0]), int(index[-1]) + 1)
         return binarized_once(images, rows, settings["binarization"], settings["seed"])
 
+    @tf.autograph.experimental.do_not_convert
     def one_batch(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         image = _computed(draw, index, images, tf.float32)
         return image, tf.one_hot(tf.gather(all_labels, index), num_classes)

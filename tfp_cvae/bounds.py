@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfp_cvae import objectives
 from tfp_cvae.layers import clear_bijector_cache
 from tfp_cvae.model import CVAE
+from tfp_cvae.outputs import CVAEOutput
 from tfp_cvae.results import Estimate
 
 
@@ -54,8 +55,7 @@ def evaluate_bound(cvae: CVAE, batches: Iterable[Any]) -> Bound:
         # Given the label, also of a model that could do without.
         own_image, one_hot = cvae.checked_inputs(inputs)
         noise = cvae.noise(own_image, cvae.num_samples * cvae.latent_size, training=False)
-        output = cvae.infer(cvae.posterior(own_image, one_hot), one_hot, noise)
-        return objectives.rate(output), objectives.distortion(image, output), objectives.iwae(image, output)
+        return _terms(image, cvae.infer(cvae.posterior(own_image, one_hot), one_hot, noise))
 
     # Traced once, also where the last batch is smaller.
     def of_any_number(part: tf.Tensor) -> tf.TensorSpec:
@@ -76,3 +76,8 @@ def evaluate_bound(cvae: CVAE, batches: Iterable[Any]) -> Bound:
         num_images=len(rate),
         num_samples=cvae.num_samples,
     )
+
+
+@tf.autograph.experimental.do_not_convert
+def _terms(image: tf.Tensor, output: CVAEOutput) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    return objectives.rate(output), objectives.distortion(image, output), objectives.iwae(image, output)

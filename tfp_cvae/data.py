@@ -379,10 +379,12 @@ def _runs(rows: np.ndarray) -> list[slice]:
     return [slice(int(run[0]), int(run[-1]) + 1) for run in runs if run.size]
 
 
+@tf.autograph.experimental.do_not_convert
 def _labelled(image: tf.Tensor, one_hot: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], tf.Tensor]:
     return (image, one_hot), image
 
 
+@tf.autograph.experimental.do_not_convert
 def _unlabelled(image: tf.Tensor, one_hot: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     del one_hot
     return image, image

@@ -43,6 +43,7 @@ class NegativeELBO(keras.losses.Loss):
         self.kl_weight = tf.Variable(kl_weight, trainable=False, dtype=tf.float32, name="kl_weight")
         self.free_bits = free_bits
 
+    @tf.autograph.experimental.do_not_convert
     def call(self, y_true: tf.Tensor, y_pred: Any) -> tf.Tensor:
         """Loss of each image.
 
@@ -78,6 +79,7 @@ class NegativeIWAE(keras.losses.Loss):
     def __init__(self, name: str = "negative_iwae", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
 
+    @tf.autograph.experimental.do_not_convert
     def call(self, y_true: tf.Tensor, y_pred: Any) -> tf.Tensor:
         """Loss of each image; arguments and result as of `NegativeELBO.call`."""
         return -objectives.iwae(_checked_image(y_true, y_pred), y_pred)
@@ -120,6 +122,7 @@ class SemiSupervisedNegativeELBO(NegativeELBO):
         self.classification_weight = classification_weight
         self.label_gradient = tf.Variable(1.0, trainable=False, dtype=tf.float32, name="label_gradient")
 
+    @tf.autograph.experimental.do_not_convert
     def call(self, y_true: tf.Tensor, y_pred: Any) -> tf.Tensor:
         """Loss of each image.
 
@@ -158,6 +161,7 @@ class _BoundMetric(keras.metrics.Mean):
 
     objective: Callable[[tf.Tensor, Any], tf.Tensor]
 
+    @tf.autograph.experimental.do_not_convert
     def update_state(self, y_true: tf.Tensor, y_pred: Any, sample_weight: tf.Tensor | None = None) -> Any:
         return super().update_state(type(self).objective(y_true, y_pred), sample_weight=sample_weight)
 

@@ -299,6 +299,7 @@ class CVAE(CheckedModel):
         image, one_hot = self.checked_inputs(x)
         return self.likelihood(self.posterior(image, one_hot).mean(), one_hot).mean()
 
+    @tf.autograph.experimental.do_not_convert
     def noise(self, image: tf.Tensor, size: int, training: bool) -> tf.Tensor:
         """Standard normal noise for a step of training, which this counts, or of evaluation.
 
@@ -354,6 +355,7 @@ class CVAE(CheckedModel):
         return cls(**{**config, **nets})
 
 
+@tf.autograph.experimental.do_not_convert
 def _network_inputs(network: keras.Model, tensor: tf.Tensor, one_hot: tf.Tensor | None) -> Any:
     if len(network.inputs) == 1:
         return tensor

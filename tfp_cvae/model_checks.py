@@ -162,6 +162,7 @@ class CheckedModel(keras.Model):
             raise ValueError(f"filepath: {_KERAS_FORMAT_ONLY}, got the SavedModel format")
         return super()._trackable_children(save_type, **kwargs)
 
+    @tf.autograph.experimental.do_not_convert
     def checked_inputs(self, inputs: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Image, and one-hot label or None, of what `call` is given."""
         image, *rest = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
@@ -234,6 +235,7 @@ def checked_dataset(data: Any, takes_unlabelled: bool = False) -> Any:
     if not isinstance(data, tf.data.Dataset) or isinstance(getattr(data, "epochs", None), EpochCounter):
         return data
 
+    @tf.autograph.experimental.do_not_convert
     def check(x: Any, *rest: Any) -> Any:
         assertions = []
         for name, tensor in zip(("image", "one_hot"), tf.nest.flatten(x), strict=False):
