@@ -15,7 +15,7 @@ import numpy as np
 
 from tfp_cvae import commands
 
-commands.import_tensorflow_quietly()
+commands.import_tensorflow()
 import tensorflow as tf  # noqa: E402
 import tf_keras as keras  # noqa: E402
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from tfp_cvae import commands
 
-commands.import_tensorflow_quietly()
+commands.import_tensorflow()
 
 import tf_keras as keras  # noqa: E402
 

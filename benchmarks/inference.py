@@ -32,7 +32,7 @@ def main():
     parser.add_argument("--num-images", type=int, default=200)
     parser.add_argument("--num-samples", type=int, default=5000, help="importance samples K for each image")
     given = parser.parse_args()
-    commands.import_tensorflow_quietly()
+    commands.import_tensorflow()
     from tfp_cvae.build import build_cvae
     from tfp_cvae.sources import load_dataset
 

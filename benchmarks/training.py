@@ -35,6 +35,7 @@ PEERS = {
         "tfp_cvae": ("package.py", ""),
         "tfp_cvae, a program for each step": ("package.py", "keras"),
         "tfp_cvae, without XLA": ("package.py", "kernels"),
+        "tfp_cvae, TensorFlow's own kernels": ("package.py", "own kernels"),
         "tfp_cvae, bfloat16": ("package.py", "bfloat16"),
         "tfp_cvae, averaged weights": ("package.py", "average"),
         "tfp_cvae, with callbacks": ("package.py", "callbacks"),
@@ -50,6 +51,7 @@ PEERS = {
     },
     "conv": {
         "tfp_cvae": ("package.py", ""),
+        "tfp_cvae, TensorFlow's own kernels": ("package.py", "own kernels"),
         "tfp_cvae, bfloat16": ("package.py", "bfloat16"),
         "tfp_cvae, with callbacks": ("package.py", "callbacks"),
         "tfp_cvae, those and ModelCheckpoint": ("package.py", "train"),
@@ -71,13 +73,20 @@ class Peer:
 
     def __init__(self, script, variant, flags):
         self.words = [str(word) for word in (sys.executable, FOLDER / script, "--variant", variant, *flags)]
+        # Of all that use TensorFlow: as `tfp-cvae` has it, and TensorFlow itself on newer processors.
+        self.environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0" if variant == "own kernels" else "1"}
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = None
 
     def epoch(self):
         if self.process is None:
             self.process = subprocess.Popen(
-                self.words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
+                self.words,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.errors,
+                text=True,
+                env=self.environment,
             )
         return self.ask("go")
 

@@ -76,7 +76,7 @@ def run(what, number, batch_size):
 def measured(what, batch_size):
     index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
     os.sched_setaffinity(0, {index % os.cpu_count()})
-    commands.import_tensorflow_quietly()
+    commands.import_tensorflow()
     import tensorflow as tf
     import tf_keras as keras
 

@@ -7,7 +7,7 @@ import pytest
 from tfp_cvae import commands
 
 # As the command line has it: the same kernels, and no notes on the machine that would hide what a test prints.
-commands.import_tensorflow_quietly()
+commands.import_tensorflow()
 import tensorflow as tf  # noqa: E402
 import tf_keras as keras  # noqa: E402
 

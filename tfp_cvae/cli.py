@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command = _parse(arguments)
         if not isinstance(command, (commands.Recipes, commands.Request)):
-            commands.import_tensorflow_quietly()
+            commands.import_tensorflow()
         command.run()
     except KeyboardInterrupt:
         return 130
@@ -61,7 +61,7 @@ def _parse(arguments: Sequence[str] | None) -> Any:
         config = recipes.recipe(known.recipe or "default")
         output = known.output or default_output(dataclasses.replace(config, dataset=known.dataset or config.dataset))
         if known.resume and not known.recipe and (output / "config.json").is_file():
-            commands.import_tensorflow_quietly()
+            commands.import_tensorflow()
             from tfp_cvae.run import Run
 
             config = Run.load(output).config
@@ -114,3 +114,7 @@ def _unboxed(text: str) -> str:
     inner = [line for line in lines if line and not line.startswith("╭")]
     end = next((index for index, line in enumerate(inner) if set(line) <= set("─╰╯")), len(inner))
     return " ".join(inner[:end]).rstrip(".")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -96,7 +96,7 @@ class Generate:
     label: Annotated[str | None, tyro.conf.arg(metavar="CLASS")] = None
     """Class, by its name or its number from 0; not for a model without classes."""
     count: int = 16
-    """Number of images, at most 4,096."""
+    """Number of images, at most 1,000."""
     seed: int = 0
     """Seed of the first image; the others follow it."""
 
@@ -168,7 +168,7 @@ class Request:
     label: Annotated[str | None, tyro.conf.arg(metavar="NUMBER")] = None
     """Class, by its number from 0, as the server does not know its name; not for a model without classes."""
     count: int = 16
-    """Number of images, at most 4,096."""
+    """Number of images, at most 1,000."""
     seed: int = 0
     """Seed of the first image; the others follow it."""
 
@@ -182,7 +182,7 @@ class Request:
         if self.label is not None and not re.fullmatch(r"\d{1,9}", self.label):
             raise ValueError(f"label: expected the number of a class, from 0 (model_card.json), got {self.label!r}")
         if self.url.startswith("grpc:"):
-            import_tensorflow_quietly()
+            import_tensorflow()
         seed = self.seed + np.arange(self.count)
         images = request_images(self.url, None if self.label is None else np.full(self.count, int(self.label)), seed)
         name = "" if self.label is None else f"class {self.label}, "
@@ -239,11 +239,11 @@ COMMANDS = {
 }
 
 
-def import_tensorflow_quietly() -> None:
+def import_tensorflow() -> None:
     """Imports TensorFlow with oneDNN, and without its notes on the machine, some of which no setting silences.
 
-    On x86 processors without AVX-512, TensorFlow leaves oneDNN off, although convolutions and their gradients take half
-    the time with it.
+    On x86 processors without instructions for neural networks (AVX512-VNNI and the like), TensorFlow leaves oneDNN off,
+    although convolutions are faster with it there, too. Nothing is known here of others.
     """
     if platform.machine() in ("x86_64", "AMD64"):
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")

@@ -55,12 +55,14 @@ def save_samples(run: Run, label: str | None, count: int, seed: int, path: pathl
     Args:
         run: The run.
         label: Name of the class, or its number; None for a model without classes.
-        count: Number of images, 1 to 4,096.
+        count: Number of images, 1 to 1,000.
         seed: Seed of the first image; the others follow it.
         path: Picture to write.
 
     Raises:
-        ValueError: If the label does not exist, or the format of the picture is not known.
+        FileNotFoundError: If there is no folder for the picture.
+        TypeError: If count is not an integer.
+        ValueError: If count is out of range, the label does not exist, or the format of the picture is not known.
     """
     pictures.check_samples(count, path)
     number = _class_number(run, label)

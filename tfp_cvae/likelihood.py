@@ -29,7 +29,7 @@ class Likelihood(ImportanceEstimate):
     @property
     def decoded(self) -> int:
         """Number of latents that were decoded and weighed for these estimates."""
-        again = self.num_samples > SAMPLES_PER_BLOCK
+        again = (self.num_samples > SAMPLES_PER_BLOCK) & (self.num_samples.shape[1] > 1)
         return int(self.num_samples.sum() + SAMPLES_PER_BLOCK * again.sum())
 
 
@@ -48,7 +48,8 @@ def likelihood_under_each_label(
     """Estimates log p(x|y) of each image under every label.
 
     The first block of samples is weighed under every label. Those within `label_margin` nats of the best are weighed
-    with all samples, the first among them; the others keep their first estimate, a lower bound in expectation.
+    with all samples, the first among them; the others keep their first estimate, a lower bound in expectation. With one
+    class or none, all samples are weighed at once.
 
     Args:
         cvae: The model.
@@ -70,16 +71,6 @@ def likelihood_under_each_label(
     if label is not None:
         cvae.one_hot(label, size)
 
-    if cvae.num_classes:
-        looks, weighed = ("a first look at every label", "the likely labels"), "pairs of image and label"
-    else:
-        looks, weighed = ("a first look at every image", "all images again"), "images"
-
-    def progress_bar(look: str, count: int, num_samples: int) -> Callable[[int], None]:
-        print(f"{look}: {count:,} {weighed}, K = {num_samples:,}", flush=True)
-        bar = keras.utils.Progbar(count * num_samples, unit_name="latent")
-        return lambda decoded: bar.add(decoded)
-
     def weigh(look: str, pairs: np.ndarray, num_samples: int) -> ImportanceEstimate:
         return importance_estimate(
             cvae,
@@ -89,12 +80,14 @@ def likelihood_under_each_label(
             num_samples=num_samples,
             seed=seed,
             jit_compile=jit_compile,
-            progress=progress_bar(look, len(rows_of_worker(len(pairs), strategy)), num_samples) if verbose else None,
+            progress=_progress_bar(look, len(rows_of_worker(len(pairs), strategy)), num_samples) if verbose else None,
             strategy=strategy,
         )
 
-    first_samples = min(num_samples, SAMPLES_PER_BLOCK)
-    first = weigh(looks[0], np.arange(size * classes), first_samples)
+    # Where there is one label at most, there is none to leave out.
+    first_samples = min(num_samples, SAMPLES_PER_BLOCK) if classes > 1 else num_samples
+    look = "a first look at every label: {:,} pairs of image and label" if classes > 1 else "{:,} images"
+    first = weigh(look, np.arange(size * classes), first_samples)
     found = {name: getattr(first, name).reshape(size, classes) for name in _FIELDS}
     blind = found["log_likelihood"].copy()
     if num_samples > first_samples:
@@ -102,8 +95,13 @@ def likelihood_under_each_label(
         again = likely.copy()
         if label is not None:
             again[np.arange(size), label] = True
-        final = weigh(looks[1], np.flatnonzero(again), num_samples)
+        final = weigh("the likely labels: {:,} pairs of image and label", np.flatnonzero(again), num_samples)
         for name in _FIELDS:
             found[name][again] = getattr(final, name)
         blind[likely] = found["log_likelihood"][likely]
     return Likelihood(**found, blind=blind)
+
+
+def _progress_bar(look: str, count: int, num_samples: int) -> Callable[[int], None]:
+    print(f"{look.format(count)}, K = {num_samples:,}", flush=True)
+    return keras.utils.Progbar(count * num_samples, unit_name="latent").add

@@ -12,15 +12,15 @@ from tfp_cvae.atomic import write_atomically
 
 _DPI = 150
 _COLUMNS = 8
-# Matplotlib draws at most 2**16 pixels each way, some 100 for an image.
-_MOST_SAMPLES = 4096
+# In rows of eight with some 100 pixels each, as WebP has at most 16,383.
+_MOST_SAMPLES = 1000
 
 
 def check_samples(count: int, path: pathlib.Path) -> None:
     """Raises if `save_samples` could not write that many images, before they are made.
 
     Args:
-        count: Number of images, 1 to 4,096.
+        count: Number of images, 1 to 1,000.
         path: Picture to write.
 
     Raises:
@@ -30,7 +30,10 @@ def check_samples(count: int, path: pathlib.Path) -> None:
     """
     checks.integer("count", count, 1)
     if count > _MOST_SAMPLES:
-        raise ValueError(f"count: expected at most {_MOST_SAMPLES:,} images in a picture, got {count:,}")
+        raise ValueError(
+            f"count: expected at most {_MOST_SAMPLES:,} images in a picture, got {count:,}; ask for the others with "
+            "another seed (--seed)"
+        )
     formats = FigureCanvasAgg.get_supported_filetypes()
     if path.suffix.lstrip(".").lower() not in formats:
         raise ValueError(f"output: expected a picture format as suffix ({', '.join(formats)}), got {str(path)!r}")

@@ -1,9 +1,9 @@
 """This package: `compile` and `fit` as `tfp-cvae train` does.
 
-Variants: "keras" has a program for each step, "kernels" no XLA, "bfloat16" that precision and no XLA, "average" a mean
-of the last weights, which is what is tested, "callbacks" the callbacks of this package, "train" those of `tfp-cvae
-train`, which are these and the `ModelCheckpoint` of Keras, and "2 workers" and the like share each batch among as many
-processes, which have no XLA either.
+Variants: "keras" has a program for each step, "kernels" no XLA, "own kernels" neither XLA nor oneDNN, "bfloat16" that
+precision and no XLA, "average" a mean of the last weights, which is what is tested, "callbacks" the callbacks of this
+package, "train" those of `tfp-cvae train`, which are these and the `ModelCheckpoint` of Keras, and "2 workers" and the
+like share each batch among as many processes, which have no XLA either.
 """
 
 import json
@@ -107,7 +107,7 @@ def train(given, is_assistant):
         bias = cvae.decoder.get_layer("pixel_bias").bias
         bias.assign(0 * bias)
         compile_model(cvae, config, steps_per_epoch=steps)
-        if given.variant == "kernels":
+        if given.variant in ("kernels", "own kernels"):
             cvae.jit_compile = False
     batches = distribution.distribute(
         lambda share: data.train.batches(given.batch_size, drop_remainder=True, share=share), strategy

@@ -21,7 +21,7 @@ SETTINGS = {"epochs": 4, "batch-size": 16, "width": 16, "latent-size": 4, "ema-m
 PROGRAM = """
 import sys
 from tfp_cvae import cli, commands
-commands.import_tensorflow_quietly()
+commands.import_tensorflow()
 from tfp_cvae import backup, training
 training._XLA_PAYS_FROM_STEPS = 1
 backup.Backup.__init__.__kwdefaults__["every_seconds"] = 0
