@@ -10,6 +10,7 @@ from tfp_cvae import execution, objectives
 from tfp_cvae.build import build_cvae
 from tfp_cvae.callbacks import KLWarmUp
 from tfp_cvae.data import make_dataset
+from tfp_cvae.layers import MultivariateNormalDiag
 from tfp_cvae.losses import ELBO, NegativeELBO, Rate
 from tfp_cvae.model import CVAE
 
@@ -212,3 +213,23 @@ def test_other_batches_and_a_second_compile(dataset, not_by_keras):
     listener = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(batch))
     cvae.fit(batches(dataset), callbacks=[listener], verbose=0)
     assert seen == [2, 5, 8, 11, 12]
+
+
+class OnlyIfBright(keras.layers.Layer):
+    """Depends on the value of a tensor, which AutoGraph makes a part of the graph."""
+
+    def call(self, inputs):
+        if tf.reduce_mean(inputs) > 0.3:
+            return inputs
+        return tf.zeros_like(inputs)
+
+
+def test_layers_of_users_may_rely_on_autograph(dataset):
+    plain = build_cvae(dataset.image_shape, 3, latent_size=2, width=8)
+    image, one_hot = keras.Input(dataset.image_shape, name="image"), keras.Input((3,), name="one_hot")
+    hidden = keras.layers.Concatenate()([keras.layers.Flatten()(OnlyIfBright()(image)), one_hot])
+    encoder = keras.Model([image, one_hot], MultivariateNormalDiag(2)(keras.layers.Dense(4)(hidden)))
+    cvae = CVAE(encoder, plain.decoder)
+    cvae.compile("adam", loss=NegativeELBO(), metrics=[ELBO()])
+    history = cvae.fit(batches(dataset), validation_data=batches(dataset), verbose=0).history
+    assert np.isfinite(history["val_elbo"]).all()
