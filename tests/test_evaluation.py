@@ -92,7 +92,7 @@ def test_the_same_again(dataset, capsys):
 def test_without_classes(dataset, capsys):
     result = evaluate(trained(dataset, num_classes=0), dataset, TINY, verbose=1)
     # Each is weighed once.
-    assert capsys.readouterr().out.startswith("24 images, K = 120\n")
+    assert capsys.readouterr().out.startswith("log p(x) of 24 images, K = 120\n")
     assert result.protocol["latents_decoded"] == 24 * 120
     content = result.to_dict()
     assert {"log_p_x_given_y", "bayes_accuracy", "per_class", "calibration", "label", "samples"}.isdisjoint(content)

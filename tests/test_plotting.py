@@ -19,13 +19,15 @@ def test_lower_bound(epochs):
     history = {"epoch": epoch}
     for name, sign in (("elbo", -1), ("rate", 1), ("distortion", 1)):
         history[name] = sign * (100 + 50 / epoch)
-        history[f"val_{name}"] = sign * (105 + 50 / epoch)
+        history[f"val_{name}"] = sign * (130 + 50 / epoch)
     figure = plotting.lower_bound(history)
     bound, parts = figure.axes
     assert bound.get_ylabel() == "ELBO (nats per image)"
     assert [text.get_text() for text in bound.get_legend().get_texts()] == ["training", "validation"]
     np.testing.assert_array_equal(bound.lines[1].get_ydata(), history["val_elbo"])
     np.testing.assert_array_equal(parts.lines[2].get_ydata(), history["rate"])
+    # All of the curves, but for the first epochs.
+    assert max(np.max(line.get_ydata()[epochs // 20 :]) for line in parts.lines) < parts.get_ylim()[1]
     assert pixels(figure).std() > 0
     # What `fit` returns has lists, and no epochs.
     of_fit = plotting.lower_bound({name: list(values) for name, values in history.items() if name != "epoch"})

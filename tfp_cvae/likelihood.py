@@ -86,7 +86,7 @@ def likelihood_under_each_label(
 
     # Where there is one label at most, there is none to leave out.
     first_samples = min(num_samples, SAMPLES_PER_BLOCK) if classes > 1 else num_samples
-    look = "a first look at every label: {:,} pairs of image and label" if classes > 1 else "{:,} images"
+    look = "a first look at every label: {:,} pairs of image and label" if classes > 1 else "log p(x) of {:,} images"
     first = weigh(look, np.arange(size * classes), first_samples)
     found = {name: getattr(first, name).reshape(size, classes) for name in _FIELDS}
     blind = found["log_likelihood"].copy()

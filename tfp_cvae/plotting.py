@@ -44,7 +44,13 @@ def lower_bound(history: Mapping[str, Sequence[float] | np.ndarray], title: str 
         bound.set_ylim(settled.min() - margin, settled.max() + margin)
     bound.set_ylabel("ELBO (nats per image)", fontsize=_FONT_SIZE)
     bound.set_title("Bound", fontsize=_FONT_SIZE)
-    top = 1.05 * max(history["distortion"][len(epoch) // 20], np.max(history["rate"]))
+    shown = [
+        np.max(history[f"{of}{name}"][len(epoch) // 20 :])
+        for name in ("distortion", "rate")
+        for of in ("", "val_")
+        if f"{of}{name}" in history
+    ]
+    top = 1.05 * np.max(shown)
     parts.set_ylim(0, top if np.isfinite(top) else None)
     parts.set_ylabel("nats per image", fontsize=_FONT_SIZE)
     parts.set_title("ELBO = -(distortion + rate)", fontsize=_FONT_SIZE)
@@ -197,6 +203,8 @@ def latent(variance_of_means: np.ndarray, rate_per_dimension: np.ndarray | None,
             axes.axhline(0.01, color="C2", linestyle="--", label="above it: active")
             axes.set_yscale("log")
             axes.legend(fontsize=_FONT_SIZE, frameon=False)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.set_xlim(0.4, len(values) + 0.6)
         axes.set_xlabel("latent dimension, in order of the value", fontsize=_FONT_SIZE)
         axes.set_title(name, fontsize=_FONT_SIZE)
         axes.tick_params(labelsize=_FONT_SIZE)
