@@ -6,7 +6,9 @@ import tensorflow as tf
 import tf_keras as keras
 from conftest import stripes
 
+from tfp_cvae import batches as batches_module
 from tfp_cvae import execution, objectives
+from tfp_cvae import model as model_module
 from tfp_cvae.build import build_cvae
 from tfp_cvae.callbacks import KLWarmUp
 from tfp_cvae.data import make_dataset
@@ -233,3 +235,27 @@ def test_layers_of_users_may_rely_on_autograph(dataset):
     cvae.compile("adam", loss=NegativeELBO(), metrics=[ELBO()])
     history = cvae.fit(batches(dataset), validation_data=batches(dataset), verbose=0).history
     assert np.isfinite(history["val_elbo"]).all()
+
+
+def test_autograph_leaves_alone_what_calls_no_network(dataset, monkeypatch):
+    """Each function that it rewrites makes the start longer."""
+    status = {}
+
+    def note(module, name):
+        function = getattr(module, name)
+
+        def noted(*args, **kwargs):
+            status.setdefault(name, set()).add(tf.__internal__.autograph.control_status_ctx().status.name)
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, noted)
+
+    for module, name in (
+        (objectives, "rate"),
+        (objectives, "distortion"),
+        (model_module, "standard_normal_rows"),
+        (batches_module, "_order"),
+    ):
+        note(module, name)
+    model(dataset).fit(batches(dataset), validation_data=batches(dataset), verbose=0)
+    assert status == {name: {"DISABLED"} for name in ("rate", "distortion", "standard_normal_rows", "_order")}

@@ -243,7 +243,7 @@ def import_tensorflow() -> None:
     """Imports TensorFlow with oneDNN, and without its notes on the machine, some of which no setting silences.
 
     On x86 processors without instructions for neural networks (AVX512-VNNI and the like), TensorFlow leaves oneDNN off,
-    although convolutions are faster with it there, too. Nothing is known here of others.
+    although convolutions are faster with it there, too. Other processors are left as TensorFlow has them.
     """
     if platform.machine() in ("x86_64", "AMD64"):
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")

@@ -12,7 +12,7 @@ from tfp_cvae.atomic import write_atomically
 
 _DPI = 150
 _COLUMNS = 8
-# In rows of eight with some 100 pixels each, as WebP has at most 16,383.
+# 125 rows of some 100 pixels; WebP, which has the smallest pictures of all formats, ends at 16,383.
 _MOST_SAMPLES = 1000
 
 
