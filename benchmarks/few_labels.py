@@ -22,7 +22,6 @@ import tf_keras as keras  # noqa: E402
 from tfp_cvae import augmentation, likelihood_under_each_label  # noqa: E402
 from tfp_cvae.classification import label_posterior_accuracy  # noqa: E402
 from tfp_cvae.run import Run  # noqa: E402
-from tfp_cvae.sources import load_training_data  # noqa: E402
 
 COLUMNS = (
     "run",
@@ -54,7 +53,7 @@ def main():
         config = run.config
         if config.num_labels is None:
             parser.error(f"{path}: expected a run with --num-labels")
-        data, cvae = load_training_data(config), run.model()
+        data, cvae = run.training_data(), run.model()
         test, label = [data.test.binarized(way) for way in (config.binarization, "none")], data.test.labels
         seconds = round(sum(row["seconds"] for row in run.history()))
         row = [run.path.name, config.num_labels, config.seed, config.epochs, seconds]

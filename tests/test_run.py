@@ -217,6 +217,31 @@ def test_resume_finds_the_run_by_the_name_of_the_data_set(stopped, npz, monkeypa
     assert Run.load("runs/stripes").faults() == {}
 
 
+def test_data_are_found_from_another_folder(stopped, npz, tmp_path, monkeypatch, capsys):
+    settings = json.loads((stopped.path / "config.json").read_text())
+    (stopped.path / "config.json").write_text(json.dumps({**settings, "dataset": npz.name}))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    # Of the same name, and not that of the training.
+    pathlib.Path(npz.name).write_bytes(b"")
+    assert cli.main(["train", "--resume", "--output", str(stopped.path)]) == 0
+    assert cli.main(["plot", str(stopped.path)]) == 0
+    assert capsys.readouterr().err == ""
+    assert Run.load(stopped.path).training_data().name == "stripes.npz"
+    # Moved to another machine with the run, to which it has the old name.
+    npz.rename(npz.name)
+    assert len(Run.load(stopped.path).training_data().train) == 194
+
+
+@pytest.mark.parametrize(
+    ("name", "is_path"), [("stripes.npz", True), (".", True), ("mnist5k", False), ("mnist", False)]
+)
+def test_a_run_knows_where_its_data_are(name, is_path, dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Run.create("run", small(name), dataset)
+    assert Run.load("run").dataset_path == (str((tmp_path / name).resolve()) if is_path else "")
+
+
 def test_backup_of_somebody_else(tmp_path, npz, dataset):
     Backup(tmp_path / "run" / "backup").delete()
     (tmp_path / "run" / "backup" / "3").mkdir()

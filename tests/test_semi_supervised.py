@@ -30,7 +30,6 @@ from tfp_cvae.model_files import load_keras
 from tfp_cvae.outputs import SemiSupervisedOutput
 from tfp_cvae.run import Run
 from tfp_cvae.semi_supervised import SemiSupervisedCVAE
-from tfp_cvae.sources import load_training_data
 from tfp_cvae.training import train
 
 assert observed  # A fixture of the tests of the objectives, used here too.
@@ -435,7 +434,7 @@ def test_labels_that_are_not_given_change_nothing(tmp_path):
         np.testing.assert_array_equal(weight, other)
     first, second = (run.evaluation() for run in runs)
     assert first["label_posterior_accuracy"] == second["label_posterior_accuracy"]
-    results = [evaluate_run(run, load_training_data(run.config), TINY).to_dict() for run in runs]
+    results = [evaluate_run(run, run.training_data(), TINY).to_dict() for run in runs]
     for result in results:
         del result["protocol"]
     assert results[0] == results[1]
@@ -546,7 +545,7 @@ def test_m1_reads_the_latent_of_a_plain_vae(tmp_path):
     assert accuracy > 0.9
     # An epoch has all images once, with a label or not.
     assert run.model().num_classes == 0
-    few = load_training_data(run.config)
+    few = run.training_data()
     assert few.train.num_batches(16, conditional=False, drop_remainder=True) == len(few.train) // 16
     # By other means: the same regression on what the encoder gives for the twelve images.
     encoder, labelled = run.model().encoder, few.train.labelled()
@@ -554,7 +553,7 @@ def test_m1_reads_the_latent_of_a_plain_vae(tmp_path):
     regression = LogisticRegression(max_iter=1000).fit(known, labelled.labels)
     assert accuracy == pytest.approx(regression.score(test, few.test.labels))
     assert f"test images that logistic regression on the latent (M1) has right: {accuracy:.2%}" in run.summary()
-    evaluation = evaluate_run(run, load_training_data(run.config), TINY)
+    evaluation = evaluate_run(run, run.training_data(), TINY)
     assert evaluation.label_posterior_accuracy.mean == accuracy
     assert f"classification by logistic regression on the latent (M1): accuracy: {100 * accuracy:.2f} +- " in str(
         evaluation
@@ -565,5 +564,5 @@ def test_m1_of_all_labels_keeps_its_accuracy(tmp_path):
     images, labels = stripes(60)
     run = trained(tmp_path, "m1", images, labels, model="m1", conditional=False, epochs=1)
     accuracy = run.evaluation()["label_posterior_accuracy"]
-    evaluate_run(run, load_training_data(run.config), TINY)
+    evaluate_run(run, run.training_data(), TINY)
     assert run.evaluation()["label_posterior_accuracy"] == accuracy

@@ -69,12 +69,12 @@ class Evaluate:
         from tfp_cvae import distribution, figures
         from tfp_cvae.evaluation import evaluate_run
         from tfp_cvae.run import Run
-        from tfp_cvae.sources import load_dataset, load_training_data
+        from tfp_cvae.sources import load_dataset
 
         run = Run.load(self.run_folder)
         strategy = distribution.from_environment()
         is_chief = distribution.is_chief(strategy)
-        dataset = load_dataset(self.dataset) if self.dataset else load_training_data(run.config)
+        dataset = load_dataset(self.dataset) if self.dataset else run.training_data()
         with distribution.explained(strategy):
             result = evaluate_run(run, dataset, config, verbose=int(is_chief), strategy=strategy)
         if not is_chief:
@@ -120,12 +120,11 @@ class Plot:
         """Runs the command."""
         from tfp_cvae import figures
         from tfp_cvae.run import Run
-        from tfp_cvae.sources import load_training_data
 
         run = Run.load(self.run_folder)
         cvae = run.model()
         try:
-            dataset = load_training_data(run.config)
+            dataset = run.training_data()
         except (OSError, ValueError) as error:
             print(f"without styles.png, which needs the data set: {error}", file=sys.stderr)
             dataset = None

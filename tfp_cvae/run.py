@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tfp_cvae import archive, atomic, checks, manifest, model_files, results
+from tfp_cvae import archive, atomic, checks, manifest, model_files, results, sources
 from tfp_cvae.atomic import write_atomically
 from tfp_cvae.config import Binarization, TrainConfig
 from tfp_cvae.data import HELD_OUT_SEED, Dataset
@@ -42,6 +42,7 @@ class Run:
         class_probabilities: Share of each class in the training images; empty without classes.
         versions: Versions of the packages that trained it.
         dataset_sha256: Fingerprint of the data set, `Dataset.fingerprint`; "" in runs of format version 0.
+        dataset_path: Absolute path of the data set when the training was begun; "" if it has none.
     """
 
     path: pathlib.Path
@@ -50,6 +51,7 @@ class Run:
     class_probabilities: tuple[float, ...]
     versions: Mapping[str, str]
     dataset_sha256: str = ""
+    dataset_path: str = ""
 
     @classmethod
     def create(
@@ -73,7 +75,8 @@ class Run:
                 _delete(path / name)
         class_names = dataset.class_names if config.conditional else ()
         class_probabilities = tuple(dataset.class_probabilities().tolist()) if config.conditional else ()
-        run = cls(path, config, class_names, class_probabilities, versions(), dataset.fingerprint())
+        dataset_path = sources.path_of(config.dataset)
+        run = cls(path, config, class_names, class_probabilities, versions(), dataset.fingerprint(), dataset_path)
         path.mkdir(parents=True, exist_ok=True)
         atomic.flush(path.parent)
         run.backup_folder.mkdir(exist_ok=True)
@@ -83,6 +86,7 @@ class Run:
             "class_names": class_names,
             "class_probabilities": class_probabilities,
             "dataset_sha256": run.dataset_sha256,
+            "dataset_path": run.dataset_path,
             "versions": run.versions,
         }
         write_atomically(path / _CONFIG, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))
@@ -105,10 +109,10 @@ class Run:
             found_versions, class_names = content.pop("versions"), content.pop("class_names")
             if not isinstance(class_names, list) or not _are_strings(*class_names, *found_versions.values()):
                 raise TypeError("names and versions that are not strings")
-            # Which runs of version 0 do not all have.
+            # Which older runs do not all have.
             format_version = int(content.pop("format_version", 0))
             class_probabilities = tuple(map(float, content.pop("class_probabilities", ())))
-            dataset_sha256 = str(content.pop("dataset_sha256", ""))
+            dataset_sha256, dataset_path = (str(content.pop(f"dataset_{key}", "")) for key in ("sha256", "path"))
         except (OSError, ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(
                 f"run: expected a folder that `tfp-cvae train` made, got {str(path)!r}, "
@@ -120,7 +124,17 @@ class Run:
                 f"{format_version}; it was made by tfp-cvae {found_versions.get('tfp-cvae', '?')}: upgrade to that"
             )
         config = TrainConfig.from_dict(content)
-        return cls(path, config, tuple(class_names), class_probabilities, found_versions, dataset_sha256)
+        return cls(path, config, tuple(class_names), class_probabilities, found_versions, dataset_sha256, dataset_path)
+
+    def training_data(self) -> Dataset:
+        """Loads the data set of the training, wherever the process has been started, as `sources.load_training_data`.
+
+        Raises:
+            TypeError: If images or labels are of the wrong kind.
+            ValueError: If the data set is not there any more.
+            ConnectionError: If it would have to be downloaded and there is no connection.
+        """
+        return sources.load_training_data(self.config, self.dataset_path)
 
     @property
     def backup_folder(self) -> pathlib.Path:

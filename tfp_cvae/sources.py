@@ -1,6 +1,7 @@
 """Where images come from: the embedded set, TensorFlow Datasets, arrays in files, or a folder of pictures."""
 
 import concurrent.futures
+import dataclasses
 import functools
 import math
 import os
@@ -93,21 +94,32 @@ def _load(name_or_path: str | os.PathLike[str]) -> Dataset:
     raise ValueError(f"dataset: expected {expected}, got {one_line(repr(name))}; see tfp-cvae datasets")
 
 
-def load_training_data(config: TrainConfig) -> Dataset:
+def path_of(name: str) -> str:
+    """Absolute path of the file or folder that `load_dataset(name)` reads; "" if it reads none."""
+    is_path = name != EMBEDDED and (pathlib.Path(name).suffix == ".npz" or os.path.isdir(name))
+    return os.path.abspath(name) if is_path else ""
+
+
+def load_training_data(config: TrainConfig, path: str = "") -> Dataset:
     """Loads the data set of a training, without the labels that nothing may see.
 
     Args:
         config: Settings of the training.
+        path: Where `config.dataset` was, as an absolute path, when the training was begun; "" if it is no path, or as
+            it is seen from here.
 
     Returns:
-        `load_dataset(config.dataset)`; with `num_labels`, `Dataset.with_few_labels` of it.
+        The data set at `path`, or if there is none any more, `load_dataset(config.dataset)`, by whose name it goes in
+        both cases; with `num_labels`, `Dataset.with_few_labels` of it.
 
     Raises:
         TypeError: If images or labels are of the wrong kind.
         ValueError: If there is no such data set, or it has not as many labels.
         ConnectionError: If a data set would have to be downloaded and there is no connection.
     """
-    dataset = load_dataset(config.dataset)
+    dataset = load_dataset(path if os.path.exists(path) else config.dataset)
+    if path:
+        dataset = dataclasses.replace(dataset, name=one_line(pathlib.Path(config.dataset)))
     return dataset if config.num_labels is None else dataset.with_few_labels(config.num_labels, config.seed)
 
 

@@ -87,7 +87,7 @@ def train(
     with distribution.explained(strategy):
         if distribution.is_chief(strategy):
             return _lead(path, config, strategy, overwrite=overwrite, resume=resume, verbose=verbose)
-        return _assist(path, config, strategy)
+        return _assist(path, config, strategy, resume=resume)
 
 
 def _lead(
@@ -103,7 +103,7 @@ def _lead(
     # A first look, before the images are loaded.
     run = _begun(path, config, overwrite=overwrite, resume=resume)
     if run is None or not run.is_finished():
-        dataset = _load(config)
+        dataset = _load(config, run)
         _check_can_train(config, dataset, strategy)
         if config.binarization == "none" and verbose:
             print("The bounds below are on grey images: not comparable with bounds on binary images.")
@@ -128,9 +128,9 @@ def _lead(
     return run
 
 
-def _assist(path: pathlib.Path, config: TrainConfig, strategy: tf.distribute.Strategy) -> Run:
+def _assist(path: pathlib.Path, config: TrainConfig, strategy: tf.distribute.Strategy, *, resume: bool) -> Run:
     """Takes part in a training whose folder is another worker's to write."""
-    dataset = _load(config)
+    dataset = _load(config, Run.load(path) if resume and holds_run(path) else None)
     distribution.wait_for_all(strategy)
     run = Run.load(path)
     if not run.is_finished():
@@ -142,8 +142,9 @@ def _assist(path: pathlib.Path, config: TrainConfig, strategy: tf.distribute.Str
     return run
 
 
-def _load(config: TrainConfig) -> Dataset:
-    dataset = load_training_data(config)
+def _load(config: TrainConfig, run: Run | None) -> Dataset:
+    """The data set of a run, or for a new one."""
+    dataset = load_training_data(config, run.dataset_path if run else "")
     if config.model == "cvae" and config.conditional and dataset.train.has_unlabelled():
         raise ValueError(
             f"model: expected m1, m2 or m1+m2 for {dataset.name}, where some images have no label, got cvae; pass "
