@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from tfp_cvae import commands
 from tfp_cvae.cli import main
 from tfp_cvae.config import TrainConfig
 from tfp_cvae.training import train
@@ -62,6 +63,36 @@ if platform.uname().machine == {machine!r}:
     environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"} | given
     done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == found
+
+
+@pytest.mark.parametrize("in_terminal", [True, False])
+def test_a_terminal_is_told_what_takes_the_time(in_terminal, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: in_terminal)
+    commands.import_tensorflow()
+    assert capsys.readouterr().err == ("loading TensorFlow ...\r\x1b[K" if in_terminal else "")
+
+
+def test_what_needs_no_tensorflow_does_not_wait_for_it(run_folder, tmp_path):
+    picture = str(tmp_path / "one.png")
+    mistakes = [
+        ["train", "--output", str(run_folder)],
+        ["train", "--output", str(run_folder), "--resume", "--epochs", "77"],
+        *([command, str(tmp_path)] for command in ("evaluate", "plot", "check")),
+        ["export", str(tmp_path), "--output", str(tmp_path)],
+        ["generate", str(run_folder), "--label", "nobody", "--output", picture],
+        ["generate", str(run_folder), "--label", "1", "--output", picture, "--count", "5000"],
+        ["generate", str(run_folder), "--label", "1", "--output", picture, "--seed", "-1"],
+        ["generate", str(run_folder), "--label", "1", "--output", str(tmp_path / "one.xyz")],
+    ]
+    code = f"""
+import sys
+from tfp_cvae import commands
+from tfp_cvae.cli import main
+assert main(["check", {str(run_folder)!r}]) == 0
+assert [main(words) for words in {mistakes!r}] == [2] * {len(mistakes)}
+assert "tensorflow" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_train_prints_the_bound_and_where_the_pictures_are(tmp_path, npz, capfd):

@@ -1,4 +1,4 @@
-"""The command line `tfp-cvae`: parsing only. TensorFlow is imported late, so that `--help` answers at once."""
+"""The command line `tfp-cvae`: parsing only. Imports no TensorFlow, so that `--help` answers at once."""
 
 import argparse
 import contextlib
@@ -18,6 +18,7 @@ import tyro
 
 from tfp_cvae import archive, commands, recipes
 from tfp_cvae.config import TrainConfig, default_output
+from tfp_cvae.run import Run
 
 _DESCRIPTION = "Class-conditional variational autoencoders: train, evaluate, generate, serve."
 
@@ -32,10 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0, 2 after a mistake of the user, 130 after Ctrl-C.
     """
     try:
-        command = _parse(arguments)
-        if not isinstance(command, (commands.Recipes, commands.Request)):
-            commands.import_tensorflow()
-        command.run()
+        _parse(arguments).run()
     except KeyboardInterrupt:
         return 130
     except (OSError, TypeError, ValueError) as error:
@@ -61,9 +59,6 @@ def _parse(arguments: Sequence[str] | None) -> Any:
         config = recipes.recipe(known.recipe or "default")
         output = known.output or default_output(dataclasses.replace(config, dataset=known.dataset or config.dataset))
         if known.resume and not known.recipe and (output / "config.json").is_file():
-            commands.import_tensorflow()
-            from tfp_cvae.run import Run
-
             config = Run.load(output).config
     except argparse.ArgumentError:
         config = TrainConfig()

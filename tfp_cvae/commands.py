@@ -1,4 +1,7 @@
-"""The commands of the command line: their flags, and what they run. TensorFlow is imported late."""
+"""The commands of the command line: their flags, and what they run.
+
+TensorFlow, which takes seconds, is imported after what can be refused without it.
+"""
 
 import dataclasses
 import importlib
@@ -12,8 +15,9 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from tfp_cvae import checks, recipes
+from tfp_cvae import checks, manifest, recipes
 from tfp_cvae.config import QUICK_EVALUATION, EvaluationConfig, TrainConfig, default_output
+from tfp_cvae.run import Run, begun
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +37,13 @@ class Train:
 
     def run(self) -> None:
         """Runs the command."""
+        output = self.output or default_output(self.config)
+        # The folder of several workers is that of their chief, which may have begun to write.
+        if "TF_CONFIG" not in os.environ:
+            begun(output, self.config, overwrite=self.overwrite, resume=self.resume)
+        import_tensorflow()
         from tfp_cvae.training import train
 
-        output = self.output or default_output(self.config)
         print(train(self.config, output, overwrite=self.overwrite, resume=self.resume).summary())
 
 
@@ -66,12 +74,13 @@ class Evaluate:
             QUICK_EVALUATION if self.quick else EvaluationConfig(),
             **{name: value for name, value in given.items() if value is not None},
         )
+        run = Run.load(self.run_folder)
+        run.check_has_model()
+        import_tensorflow()
         from tfp_cvae import distribution, figures
         from tfp_cvae.evaluation import evaluate_run
-        from tfp_cvae.run import Run
         from tfp_cvae.sources import load_dataset
 
-        run = Run.load(self.run_folder)
         strategy = distribution.from_environment()
         is_chief = distribution.is_chief(strategy)
         dataset = load_dataset(self.dataset) if self.dataset else run.training_data()
@@ -102,10 +111,17 @@ class Generate:
 
     def run(self) -> None:
         """Runs the command."""
-        from tfp_cvae.figures import save_samples
-        from tfp_cvae.run import Run
+        from tfp_cvae import pictures
 
-        save_samples(Run.load(self.run_folder), self.label, self.count, self.seed, self.output)
+        run = Run.load(self.run_folder)
+        run.check_has_model()
+        run.class_number(self.label)
+        pictures.check_samples(self.count, self.output)
+        checks.seed("seed", self.seed)
+        import_tensorflow()
+        from tfp_cvae.figures import save_samples
+
+        save_samples(run, self.label, self.count, self.seed, self.output)
         print(f"{self.count} images, seeds {self.seed} to {self.seed + self.count - 1}: {self.output}")
 
 
@@ -118,10 +134,11 @@ class Plot:
 
     def run(self) -> None:
         """Runs the command."""
-        from tfp_cvae import figures
-        from tfp_cvae.run import Run
-
         run = Run.load(self.run_folder)
+        run.check_has_model()
+        import_tensorflow()
+        from tfp_cvae import figures
+
         cvae = run.model()
         try:
             dataset = run.training_data()
@@ -148,10 +165,12 @@ class Export:
 
     def run(self) -> None:
         """Runs the command."""
+        run = Run.load(self.run_folder)
+        run.check_has_model()
+        import_tensorflow()
         from tfp_cvae.export import export_run, server_commands
-        from tfp_cvae.run import Run
 
-        version = export_run(Run.load(self.run_folder), self.output, num_importance_samples=self.num_importance_samples)
+        version = export_run(run, self.output, num_importance_samples=self.num_importance_samples)
         print(f"{version}\n\nTo serve it with Docker, or with the server installed, and ask it for images:\n")
         print(server_commands(version))
 
@@ -198,9 +217,6 @@ class Check:
 
     def run(self) -> None:
         """Runs the command."""
-        from tfp_cvae import manifest
-        from tfp_cvae.run import Run
-
         run = Run.load(self.run_folder)
         faults = run.faults()
         if faults:
@@ -218,6 +234,7 @@ class Datasets:
 
     def run(self) -> None:
         """Runs the command."""
+        import_tensorflow()
         from tfp_cvae.sources import list_datasets
 
         for name, source in list_datasets():
@@ -242,11 +259,15 @@ def import_tensorflow() -> None:
     """Imports TensorFlow with oneDNN, and without its notes on the machine, some of which no setting silences.
 
     On x86 processors without instructions for neural networks (AVX512-VNNI and the like), TensorFlow leaves oneDNN off,
-    although convolutions are faster with it there, too. Other processors are left as TensorFlow has them.
+    although convolutions are faster with it there, too. Other processors are left as TensorFlow has them. In a
+    terminal, a line says what takes the time until it is done.
     """
     if platform.machine() in ("x86_64", "AMD64"):
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    in_terminal = sys.stderr.isatty()
+    if in_terminal:
+        print("loading TensorFlow ...", end="", file=sys.stderr)
     sys.stderr.flush()
     stderr = os.dup(2)
     with open(os.devnull, "w") as devnull:
@@ -256,3 +277,6 @@ def import_tensorflow() -> None:
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
+        if in_terminal:
+            # Back to the beginning of the line, which is erased.
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -18,6 +18,9 @@ Model = Literal["cvae", "m1", "m2", "m1+m2"]
 Precision = Literal["float32", "mixed_bfloat16"]
 LearningRateSchedule = Literal["cosine", "constant"]
 
+# Seed of the one draw in which validation and test images are binarized, for all runs alike.
+HELD_OUT_SEED = 0
+
 _CHOICES = {
     "model": Model,
     "binarization": Binarization,

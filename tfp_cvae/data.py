@@ -10,12 +10,9 @@ import tensorflow as tf
 
 from tfp_cvae import checks, on_disk, splits
 from tfp_cvae.batches import EpochCounter, binarized_once, in_order, shuffled_epochs
-from tfp_cvae.config import Binarization
+from tfp_cvae.config import HELD_OUT_SEED, Binarization
 from tfp_cvae.on_disk import Images, RowsOnDisk
 from tfp_cvae.splits import UNLABELLED
-
-# Seed of the one draw in which validation and test images are binarized, for all runs alike.
-HELD_OUT_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -65,7 +65,7 @@ def save_samples(run: Run, label: str | None, count: int, seed: int, path: pathl
         ValueError: If count is out of range, the label does not exist, or the format of the picture is not known.
     """
     pictures.check_samples(count, path)
-    number = _class_number(run, label)
+    number = run.class_number(label)
     images = run.model().generate(None if number is None else [number] * count, seed + np.arange(count)).numpy()
     name = "" if number is None else f", class {run.class_names[number]}"
     pictures.save_samples(images, f"{run.config.dataset}{name}: seeds {seed} to {seed + count - 1}", path)
@@ -81,18 +81,6 @@ def _write(run: Run, figures: Iterator[tuple[str, Figure]]) -> list[pathlib.Path
             pictures.save(figure, path)
             drawn.append(path)
     return drawn
-
-
-def _class_number(run: Run, label: str | None) -> int | None:
-    names = run.class_names
-    expected = f"one of the classes {', '.join(names)}" if names else "none, as the model has no classes"
-    if (label is None) != (not names):
-        raise ValueError(f"label: expected {expected}, got {label or 'none; give one (--label)'}")
-    if label is None or label in names:
-        return None if label is None else names.index(label)
-    if not label.isdecimal() or int(label) >= len(names):
-        raise ValueError(f"label: expected {expected} (or the number of one, from 0), got {label}")
-    return int(label)
 
 
 def _figures(run: Run, cvae: CVAE, dataset: Dataset | None) -> Iterator[tuple[str, Figure]]:

@@ -1,4 +1,4 @@
-"""The run folder: what a training leaves behind. A file in it is either whole or absent."""
+"""The run folder: what a training leaves behind. A file in it is either whole or absent. Imports no TensorFlow."""
 
 import csv
 import dataclasses
@@ -8,15 +8,17 @@ import os
 import pathlib
 import shutil
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfp_cvae import archive, atomic, checks, manifest, model_files, results, sources
+from tfp_cvae import archive, atomic, checks, manifest, results
 from tfp_cvae.atomic import write_atomically
-from tfp_cvae.config import Binarization, TrainConfig
-from tfp_cvae.data import HELD_OUT_SEED, Dataset
-from tfp_cvae.model import CVAE
+from tfp_cvae.config import HELD_OUT_SEED, Binarization, TrainConfig
+
+if TYPE_CHECKING:
+    from tfp_cvae.data import Dataset
+    from tfp_cvae.model import CVAE
 
 _BOUND = ("elbo", "rate", "distortion", "iwae")
 _CONFIG = "config.json"
@@ -55,7 +57,7 @@ class Run:
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike[str], config: TrainConfig, dataset: Dataset, *, overwrite: bool = False
+        cls, path: str | os.PathLike[str], config: TrainConfig, dataset: "Dataset", *, overwrite: bool = False
     ) -> "Run":
         """Makes a new run folder.
 
@@ -68,6 +70,8 @@ class Run:
         Raises:
             ValueError: If the folder exists and is not empty, or `overwrite` is to delete what is not a run.
         """
+        from tfp_cvae import sources
+
         path = pathlib.Path(path)
         check_free(path, overwrite)
         if holds_run(path):
@@ -126,7 +130,7 @@ class Run:
         config = TrainConfig.from_dict(content)
         return cls(path, config, tuple(class_names), class_probabilities, found_versions, dataset_sha256, dataset_path)
 
-    def training_data(self) -> Dataset:
+    def training_data(self) -> "Dataset":
         """Loads the data set of the training, wherever the process has been started, as `sources.load_training_data`.
 
         Raises:
@@ -134,6 +138,8 @@ class Run:
             ValueError: If the data set is not there any more.
             ConnectionError: If it would have to be downloaded and there is no connection.
         """
+        from tfp_cvae import sources
+
         return sources.load_training_data(self.config, self.dataset_path)
 
     @property
@@ -174,6 +180,28 @@ class Run:
         stage = f"after {len(self.history())} of {self.config.epochs} epochs: go on with --resume"
         return {_BACKUP: f"there, as the training runs or was stopped, {stage}"}
 
+    def class_number(self, label: str | None) -> int | None:
+        """Number of a class, from 0.
+
+        Args:
+            label: Its name, or the number; None for a model without classes.
+
+        Returns:
+            The number; None for a model without classes.
+
+        Raises:
+            ValueError: If there is no such class.
+        """
+        names = self.class_names
+        expected = f"one of the classes {', '.join(names)}" if names else "none, as the model has no classes"
+        if (label is None) != (not names):
+            raise ValueError(f"label: expected {expected}, got {label or 'none; give one (--label)'}")
+        if label is None or label in names:
+            return None if label is None else names.index(label)
+        if not label.isdecimal() or int(label) >= len(names):
+            raise ValueError(f"label: expected {expected} (or the number of one, from 0), got {label}")
+        return int(label)
+
     def history(self) -> list[dict[str, float]]:
         """Rows of `history.csv`, one for each epoch, by `callbacks.HISTORY_COLUMNS`; none before the first epoch."""
         file = self.path / "history.csv"
@@ -188,18 +216,23 @@ class Run:
                 f"{archive.one_line(error)}; train again"
             ) from error
 
-    def model(self) -> CVAE:
+    def model(self) -> "CVAE":
         """Loads the trained model.
 
         Raises:
             ValueError: If the run has not saved one yet.
         """
-        file = self.path / "model.keras"
+        self.check_has_model()
+        from tfp_cvae import model_files
+
+        return model_files.load_keras(self.path / "model.keras")
+
+    def check_has_model(self) -> None:
+        """Raises ValueError unless a trained model has been saved."""
         if not self.has_model():
             raise ValueError(
                 f"run: expected a finished training in {str(self.path)!r}, got no model.keras; train it first"
             )
-        return model_files.load_keras(file)
 
     def has_model(self) -> bool:
         """Whether a trained model has been saved."""
@@ -304,6 +337,34 @@ def holds_run(path: pathlib.Path) -> bool:
     raise ValueError(f"output: expected a new folder, got {str(path)!r}, which holds something else than a run")
 
 
+def begun(path: pathlib.Path, config: TrainConfig, *, overwrite: bool, resume: bool) -> Run | None:
+    """The run to go on with; None if a new one may be made.
+
+    Args:
+        path: The folder.
+        config: Settings of the training.
+        overwrite: Whether to delete the run that the folder may hold.
+        resume: Whether to go on with it.
+
+    Raises:
+        ValueError: If the folder holds something else, or the run was begun with other settings.
+    """
+    if overwrite and resume:
+        raise ValueError("overwrite, resume: expected one of them, got both")
+    if not resume or not holds_run(path):
+        check_free(path, overwrite)
+        return None
+    run = Run.load(path)
+    for name, value in config.to_dict().items():
+        before = getattr(run.config, name)
+        if before != value:
+            raise ValueError(
+                f"{name}: expected {before}, with which the training to resume was begun, got {value}; leave the "
+                "settings to the run folder (--resume --output), or train into another one"
+            )
+    return run
+
+
 def check_free(path: pathlib.Path, overwrite: bool) -> None:
     """Raises ValueError unless a run may be made in a folder."""
     if holds_run(path) and not overwrite:
@@ -322,7 +383,7 @@ def _rounded(error: float | None) -> str:
 
 
 def held_out_protocol(
-    dataset: Dataset, binarization: Binarization, num_images: int, num_samples: int
+    dataset: "Dataset", binarization: Binarization, num_images: int, num_samples: int
 ) -> dict[str, Any]:
     """What numbers on test images are numbers of: the `protocol` in `evaluation.json`."""
     return {

@@ -33,7 +33,7 @@ from tfp_cvae.lock import locked
 from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate, SemiSupervisedNegativeELBO
 from tfp_cvae.memory import keep_freed_memory
 from tfp_cvae.model import CVAE
-from tfp_cvae.run import Run, check_free, held_out_protocol, holds_run, versions
+from tfp_cvae.run import Run, begun, held_out_protocol, holds_run, versions
 from tfp_cvae.sources import load_training_data
 
 _STEPS_PER_EXECUTION = 50
@@ -79,8 +79,6 @@ def train(
         KeyboardInterrupt: If the training was interrupted, after what was trained so far has been saved.
     """
     config = config or TrainConfig()
-    if overwrite and resume:
-        raise ValueError("overwrite, resume: expected one of them, got both")
     path = pathlib.Path(output or default_output(config))
     keep_freed_memory()
     strategy = strategy or distribution.from_environment()
@@ -101,7 +99,7 @@ def _lead(
 ) -> Run:
     """Trains as the worker whose folder it is, or the only one."""
     # A first look, before the images are loaded.
-    run = _begun(path, config, overwrite=overwrite, resume=resume)
+    run = begun(path, config, overwrite=overwrite, resume=resume)
     if run is None or not run.is_finished():
         dataset = _load(config, run)
         _check_can_train(config, dataset, strategy)
@@ -112,7 +110,7 @@ def _lead(
         path.mkdir(parents=True, exist_ok=True)
         with locked(path):
             # Again, as another process may have been here meanwhile.
-            run = _begun(path, config, overwrite=overwrite, resume=resume)
+            run = begun(path, config, overwrite=overwrite, resume=resume)
             if run is None:
                 run = Run.create(path, config, dataset, overwrite=overwrite)
             if not run.is_finished():
@@ -151,22 +149,6 @@ def _load(config: TrainConfig, run: Run | None) -> Dataset:
             "--model m2"
         )
     return dataset
-
-
-def _begun(path: pathlib.Path, config: TrainConfig, *, overwrite: bool, resume: bool) -> Run | None:
-    """The run to go on with; None if a new one may be made."""
-    if not resume or not holds_run(path):
-        check_free(path, overwrite)
-        return None
-    run = Run.load(path)
-    for name, value in config.to_dict().items():
-        begun = getattr(run.config, name)
-        if begun != value:
-            raise ValueError(
-                f"{name}: expected {begun}, with which the training to resume was begun, got {value}; leave the "
-                "settings to the run folder (--resume --output), or train into another one"
-            )
-    return run
 
 
 def _check_can_train(config: TrainConfig, dataset: Dataset, strategy: tf.distribute.Strategy) -> None:
