@@ -306,6 +306,9 @@ def test_mistakes(tmp_path):
             "dataset: expected mnist5k, a TFDS name, an .npz file or a folder of classes, got 'no_such_set'",
         ),
         ("emnist/nope", "BuilderConfig nope not found"),
+        ("fashion-mnist", r"got 'fashion-mnist'; did you mean fashion_mnist\?$"),
+        ("MNIST", r"got 'MNIST'; did you mean mnist\?$"),
+        ("emnist/balancd", r"got 'emnist/balancd'; did you mean emnist/balanced\?$"),
         ("glue", "expected an image-classification set with 'image' and 'label'"),
     ):
         with pytest.raises(ValueError, match=message):

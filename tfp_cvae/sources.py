@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import difflib
 import functools
 import math
 import os
@@ -89,15 +90,26 @@ def _load(name_or_path: str | os.PathLike[str]) -> Dataset:
         return _load_tfds(name)
     if name.startswith((".", "~")) or name.endswith("/") or path.is_absolute() or os.path.isfile(path):
         expected = "a folder with a subfolder for each class or an .npz file"
-    else:
-        expected = f"{EMBEDDED}, a TFDS name, an .npz file or a folder of classes"
-    raise ValueError(f"dataset: expected {expected}, got {one_line(repr(name))}; see tfp-cvae datasets")
+        raise ValueError(f"dataset: expected {expected}, got {one_line(repr(name))}; see tfp-cvae datasets")
+    raise ValueError(_unknown(name, "; see tfp-cvae datasets"))
 
 
 def path_of(name: str) -> str:
     """Absolute path of the file or folder that `load_dataset(name)` reads; "" if it reads none."""
     is_path = name != EMBEDDED and (pathlib.Path(name).suffix == ".npz" or os.path.isdir(name))
     return os.path.abspath(name) if is_path else ""
+
+
+def _unknown(name: str, otherwise: str) -> str:
+    """What to tell of a name that stands for nothing: the one that it is nearly, or something else."""
+    import tensorflow_datasets as tfds
+
+    known = (EMBEDDED, *_SUGGESTED, *tfds.list_builders())
+    near = difflib.get_close_matches(name.lower()[: checks.LONGEST_NAME], known, n=1, cutoff=0.8)
+    return (
+        f"dataset: expected {EMBEDDED}, a TFDS name, an .npz file or a folder of classes, got {one_line(repr(name))}"
+        + (f"; did you mean {near[0]}?" if near and near[0] != name else otherwise)
+    )
 
 
 def load_training_data(config: TrainConfig, path: str = "") -> Dataset:
@@ -198,9 +210,7 @@ def _load_tfds(name: str) -> Dataset:
     except Exception as error:
         # TFDS lists hundreds of names; its first sentence is what helps.
         reason = one_line(str(error).strip().partition("\n")[0])
-        raise ValueError(
-            f"dataset: expected {EMBEDDED}, a TFDS name, an .npz file or a folder of classes, got {name!r}: {reason}"
-        ) from None
+        raise ValueError(_unknown(name, f": {reason}")) from None
     features = builder.info.features
     if not isinstance(features, tfds.features.FeaturesDict) or not {"image", "label"} <= set(features):
         raise ValueError(
