@@ -100,6 +100,8 @@ def test_train_prints_the_bound_and_where_the_pictures_are(tmp_path, npz, capfd)
     assert main(["train", *arguments, "--output", str(tmp_path / "run")]) == 0
     out, err = capfd.readouterr()
     assert "Epoch 2/2" in out
+    # Not in a terminal, and so without progress bars.
+    assert "==]" not in out
     assert "held-out bound, nats per image: elbo -" in out
     assert "24 test images, binarized once, seed 0; K = 1; mean +- standard error; training seed 0" in out
     assert f"figures: {tmp_path / 'run' / 'figures'}" in out
@@ -120,6 +122,9 @@ def test_evaluate_prints_and_keeps_the_numbers_and_draws_them(run_folder, capfd)
     assert result["protocol"]["label_margin"] == 7
     assert result["protocol"]["seed"] == 5
     assert result["protocol"]["versions"]["tf-keras"]
+    # A line for each look, and as this is no terminal, no progress bar.
+    assert "the likely labels" in out
+    assert "==]" not in out
     for name in ("calibration", "class_tables", "latent", "neighbours"):
         picture = PIL.Image.open(run_folder / "figures" / f"{name}.png")
         assert min(picture.size) > 300

@@ -86,6 +86,7 @@ def test_the_same_again(dataset, capsys):
     assert "a first look at every label: 72 pairs of image and label, K = 100\n" in printed
     again = re.search(r"^the likely labels: (\d+) pairs of image and label, K = 120$", printed, re.MULTILINE)
     assert 24 <= int(again[1]) <= 72
+    assert "==]" in printed
     assert {**first, "protocol": None} == {**second, "protocol": None}
 
 

@@ -44,7 +44,8 @@ class Train:
         import_tensorflow()
         from tfp_cvae.training import train
 
-        print(train(self.config, output, overwrite=self.overwrite, resume=self.resume).summary())
+        run = train(self.config, output, overwrite=self.overwrite, resume=self.resume, verbose=_verbose())
+        print(run.summary())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Evaluate:
         is_chief = distribution.is_chief(strategy)
         dataset = load_dataset(self.dataset) if self.dataset else run.training_data()
         with distribution.explained(strategy):
-            result = evaluate_run(run, dataset, config, verbose=int(is_chief), strategy=strategy)
+            result = evaluate_run(run, dataset, config, verbose=_verbose() if is_chief else 0, strategy=strategy)
         if not is_chief:
             return
         print(f"\n{result}")
@@ -253,6 +254,11 @@ class Recipes:
 COMMANDS = {
     kind.__name__.lower(): kind for kind in (Train, Evaluate, Generate, Plot, Export, Request, Check, Recipes, Datasets)
 }
+
+
+def _verbose() -> int:
+    """As Keras counts: progress bars in a terminal, which redraws them; in a file, which would keep each, one line."""
+    return 1 if sys.stdout.isatty() else 2
 
 
 def import_tensorflow() -> None:

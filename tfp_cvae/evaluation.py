@@ -43,7 +43,7 @@ def evaluate(
         binarization: As of the model's training.
         jit_compile: Whether to compile the importance-weighted pass with XLA, which makes dense networks faster and
             convolutions slower.
-        verbose: 1 shows progress.
+        verbose: As for `fit`: 1 shows progress bars, 2 a line for each part.
         strategy: Strategy whose workers share the generating and the importance-weighted pass, and call this with the
             same arguments; None for one process.
 

@@ -59,7 +59,7 @@ def likelihood_under_each_label(
         label_margin: Nats below the best label at which a label is not weighed again, >= 0.
         seed: Seed of the samples.
         jit_compile: Whether to compile with XLA.
-        verbose: 1 shows a progress bar.
+        verbose: As for `fit`: 1 shows a progress bar, 2 a line.
         strategy: As of `importance_estimate`.
 
     Raises:
@@ -80,7 +80,7 @@ def likelihood_under_each_label(
             num_samples=num_samples,
             seed=seed,
             jit_compile=jit_compile,
-            progress=_progress_bar(look, len(rows_of_worker(len(pairs), strategy)), num_samples) if verbose else None,
+            progress=_progress_bar(look, len(rows_of_worker(len(pairs), strategy)), num_samples, verbose),
             strategy=strategy,
         )
 
@@ -102,6 +102,7 @@ def likelihood_under_each_label(
     return Likelihood(**found, blind=blind)
 
 
-def _progress_bar(look: str, count: int, num_samples: int) -> Callable[[int], None]:
-    print(f"{look.format(count)}, K = {num_samples:,}", flush=True)
-    return keras.utils.Progbar(count * num_samples, unit_name="latent").add
+def _progress_bar(look: str, count: int, num_samples: int, verbose: int) -> Callable[[int], None] | None:
+    if verbose:
+        print(f"{look.format(count)}, K = {num_samples:,}", flush=True)
+    return keras.utils.Progbar(count * num_samples, unit_name="latent").add if verbose == 1 else None

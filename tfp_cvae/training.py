@@ -65,7 +65,7 @@ def train(
         resume: Whether to go on with the run that `output` may hold. A finished one is returned as it is.
         strategy: Strategy whose replicas train together; by default that of all workers in `TF_CONFIG`, or of one
             device. All workers call this with the same settings and a folder that all of them see.
-        verbose: As for `fit`: 1 shows a progress bar.
+        verbose: As for `fit`: 1 shows a progress bar, 2 a line for each epoch.
 
     Returns:
         The run.
