@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tfp_cvae import commands
+from tfp_cvae import commands, plotting
 from tfp_cvae.cli import main
 from tfp_cvae.config import TrainConfig
 from tfp_cvae.training import train
@@ -86,7 +86,7 @@ def test_what_needs_no_tensorflow_does_not_wait_for_it(run_folder, tmp_path):
     ]
     code = f"""
 import sys
-from tfp_cvae import commands
+from tfp_cvae import commands, plotting
 from tfp_cvae.cli import main
 assert main(["check", {str(run_folder)!r}]) == 0
 assert [main(words) for words in {mistakes!r}] == [2] * {len(mistakes)}
@@ -162,13 +162,21 @@ def test_a_folder_that_is_not_a_run(tmp_path, capsys):
     assert capsys.readouterr().err == expected
 
 
-def test_generate(run_folder, tmp_path, capsys):
-    picture = tmp_path / "two.png"
+def test_generate(run_folder, tmp_path, capsys, monkeypatch):
+    picture, titles = tmp_path / "two.png", []
+    image_table = plotting.image_table
+
+    def noted(images, title):
+        titles.append(title)
+        return image_table(images, title=title)
+
+    monkeypatch.setattr(plotting, "image_table", noted)
     assert (
         main(["generate", str(run_folder), "--label", "2", "--count", "5", "--seed", "3", "--output", str(picture)])
         == 0
     )
     assert capsys.readouterr().out == f"5 images, seeds 3 to 7: {picture}\n"
+    assert titles == ["stripes.npz, class 2: seeds 3 to 7"]
     assert PIL.Image.open(picture).size[0] > 300
 
 

@@ -55,3 +55,14 @@ def test_bytes_and_probabilities_look_the_same():
     images = np.random.default_rng(0).integers(0, 256, (2, 2, 4, 4, 1)).astype(np.uint8)
     one, other = (plotting.image_table(kind) for kind in (images, images / 255))
     np.testing.assert_allclose(one.axes[0].images[0].get_array(), other.axes[0].images[0].get_array(), atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 12])
+def test_image_table_has_its_title_close_to_the_images(rows):
+    figure = plotting.image_table(np.zeros((rows, 8, 28, 28, 1)), title="black")
+    file = io.BytesIO()
+    figure.savefig(file, dpi=100, bbox_inches="tight")
+    light = (np.asarray(PIL.Image.open(file).convert("L")) > 200).all(axis=1)
+    # Rows of pixels between the lowest of the title and the first of the images.
+    gap = np.flatnonzero(light & (np.arange(len(light)) > np.argmin(light)))
+    assert 2 < np.argmin(np.diff(gap) == 1) < 40

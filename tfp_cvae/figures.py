@@ -68,7 +68,13 @@ def save_samples(run: Run, label: str | None, count: int, seed: int, path: pathl
     number = run.class_number(label)
     images = run.model().generate(None if number is None else [number] * count, seed + np.arange(count)).numpy()
     name = "" if number is None else f", class {run.class_names[number]}"
-    pictures.save_samples(images, f"{run.config.dataset}{name}: seeds {seed} to {seed + count - 1}", path)
+    pictures.save_samples(images, f"{_short(run.config.dataset)}{name}: seeds {seed} to {seed + count - 1}", path)
+
+
+def _short(dataset: str) -> str:
+    """Name of a data set in a title: of a file or an absolute path without the folders."""
+    path = pathlib.Path(dataset)
+    return path.name if path.suffix == ".npz" or path.is_absolute() else dataset
 
 
 def _write(run: Run, figures: Iterator[tuple[str, Figure]]) -> list[pathlib.Path]:
@@ -84,7 +90,7 @@ def _write(run: Run, figures: Iterator[tuple[str, Figure]]) -> list[pathlib.Path
 
 
 def _figures(run: Run, cvae: CVAE, dataset: Dataset | None) -> Iterator[tuple[str, Figure]]:
-    name = run.config.dataset
+    name = _short(run.config.dataset)
     history = run.history()
     if history:
         columns = {key: np.array([row[key] for row in history]) for key in history[0]}
@@ -119,7 +125,7 @@ def _classes(run: Run, cvae: CVAE) -> Figure:
     return plotting.image_table(
         images.reshape(rows, _SAMPLES, *images.shape[1:]),
         run.class_names,
-        title=f"{run.config.dataset}: fresh samples",
+        title=f"{_short(run.config.dataset)}: fresh samples",
         row_label="class" if run.class_names else "",
     )
 
@@ -164,7 +170,7 @@ def _styles(run: Run, cvae: CVAE, dataset: Dataset) -> Figure:
         np.stack(columns, axis=1),
         [dataset.class_names[index] for index in label],
         names,
-        title=f"{run.config.dataset}: test images"
+        title=f"{_short(run.config.dataset)}: test images"
         + (", and their styles under every label" if cvae.num_classes else ", and their reconstructions"),
         row_label="class" if cvae.num_classes else "",
         column_label="decoded as" if cvae.num_classes else "",
@@ -175,7 +181,7 @@ def _styles(run: Run, cvae: CVAE, dataset: Dataset) -> Figure:
 def _evaluation_figures(run: Run, dataset: Dataset) -> Iterator[tuple[str, Figure]]:
     result = run.evaluation()
     protocol = result["protocol"]
-    name = f"{protocol['dataset']}: {protocol['num_images']:,} test images {run.binarization_note()}"
+    name = f"{_short(protocol['dataset'])}: {protocol['num_images']:,} test images {run.binarization_note()}"
     latent = result["latent"]
     yield "latent", plotting.latent(latent["variance_of_means"], latent["rate_per_dimension"], name)
     if not run.class_names:
@@ -203,7 +209,7 @@ def _neighbours(run: Run, dataset: Dataset) -> Figure:
         np.concatenate([images[:, np.newaxis], neighbours], axis=1),
         run.class_names,
         ["sample", *(str(rank + 1) for rank in range(index.shape[1]))],
-        title=f"samples, and the training images of {dataset.name} nearest to them",
+        title=f"samples, and the training images of {_short(dataset.name)} nearest to them",
         row_label="class",
         gap_after=1,
     )

@@ -103,7 +103,7 @@ def image_table(
     axes.set_ylabel(row_label, fontsize=_FONT_SIZE)
     axes.set_xlabel(column_label, fontsize=_FONT_SIZE)
     if title:
-        figure.suptitle(title, fontsize=_FONT_SIZE + 1)
+        axes.set_title(title, fontsize=_FONT_SIZE + 1, pad=12)
     return figure
 
 
