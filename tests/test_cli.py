@@ -1,6 +1,9 @@
+import contextlib
 import json
 import os
 import pathlib
+import pty
+import shutil
 import subprocess
 import sys
 import time
@@ -9,7 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tfp_cvae import commands, plotting
+from tfp_cvae import plotting
 from tfp_cvae.cli import main
 from tfp_cvae.config import TrainConfig
 from tfp_cvae.training import train
@@ -65,34 +68,58 @@ if platform.uname().machine == {machine!r}:
     assert done.stdout.splitlines()[-1] == found
 
 
-@pytest.mark.parametrize("in_terminal", [True, False])
-def test_a_terminal_is_told_what_takes_the_time(in_terminal, capsys, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: in_terminal)
-    commands.import_tensorflow()
-    assert capsys.readouterr().err == ("loading TensorFlow ...\r\x1b[K" if in_terminal else "")
+def test_a_terminal_shows_what_takes_the_time(tmp_path, npz):
+    """That TensorFlow is loaded, in a line that is erased, and the progress of an epoch."""
+    settings = ["--epochs", "1", "--batch-size", "32", "--latent-size", "4", "--width", "8"]
+    words = [sys.executable, "-m", "tfp_cvae", "train", "--dataset", str(npz), "--output", str(tmp_path / "run")]
+    terminal, end = pty.openpty()
+    with subprocess.Popen([*words, *settings], stdout=end, stderr=end) as process:
+        os.close(end)
+        shown = b""
+        # Linux has an error for the end of a terminal.
+        with contextlib.suppress(OSError):
+            while part := os.read(terminal, 1024):
+                shown += part
+    os.close(terminal)
+    assert process.returncode == 0
+    assert shown.startswith(b"loading TensorFlow ...\r\x1b[K")
+    assert b"==]" in shown
 
 
 def test_what_needs_no_tensorflow_does_not_wait_for_it(run_folder, tmp_path):
-    picture = str(tmp_path / "one.png")
-    mistakes = [
-        ["train", "--output", str(run_folder)],
-        ["train", "--output", str(run_folder), "--resume", "--epochs", "77"],
-        *([command, str(tmp_path)] for command in ("evaluate", "plot", "check")),
-        ["export", str(tmp_path), "--output", str(tmp_path)],
-        ["generate", str(run_folder), "--label", "nobody", "--output", picture],
-        ["generate", str(run_folder), "--label", "1", "--output", picture, "--count", "5000"],
-        ["generate", str(run_folder), "--label", "1", "--output", picture, "--seed", "-1"],
-        ["generate", str(run_folder), "--label", "1", "--output", str(tmp_path / "one.xyz")],
-    ]
+    picture, untrained = str(tmp_path / "one.png"), str(tmp_path / "untrained")
+    shutil.copytree(run_folder, untrained)
+    (tmp_path / "untrained" / "model.keras").unlink()
+    generate = ["generate", str(run_folder), "--output", picture]
+    mistakes = {
+        "output: expected a new folder, got": [["train", "--output", str(run_folder)]],
+        "epochs: expected 2, with which the training to resume was begun, got 77": [
+            ["train", "--output", str(run_folder), "--resume", "--epochs", "77"]
+        ],
+        "run: expected the folder": [
+            *([command, str(tmp_path)] for command in ("evaluate", "plot", "check")),
+            ["export", str(tmp_path), "--output", picture],
+        ],
+        "run: expected a finished training in": [
+            *([command, untrained] for command in ("evaluate", "plot")),
+            *([command, untrained, "--output", picture] for command in ("export", "generate")),
+        ],
+        "label: expected one of the classes 0, 1, 2": [[*generate, "--label", "nobody"]],
+        "count: expected at most 1,000": [[*generate, "--label", "1", "--count", "5000"]],
+        "output: expected a picture format": [["generate", str(run_folder), "--label", "1", "--output", "one.xyz"]],
+    }
+    expected = [f"error: {message}" for message, commands in mistakes.items() for _ in commands]
     code = f"""
 import sys
-from tfp_cvae import commands, plotting
 from tfp_cvae.cli import main
 assert main(["check", {str(run_folder)!r}]) == 0
-assert [main(words) for words in {mistakes!r}] == [2] * {len(mistakes)}
+for commands in {list(mistakes.values())!r}:
+    assert [main(words) for words in commands] == [2] * len(commands)
 assert "tensorflow" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    lines = done.stderr.splitlines()
+    assert [line[: len(message)] for line, message in zip(lines, expected, strict=True)] == expected
 
 
 def test_train_prints_the_bound_and_where_the_pictures_are(tmp_path, npz, capfd):

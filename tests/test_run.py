@@ -8,6 +8,7 @@ import shutil
 import crash
 import numpy as np
 import pytest
+from conftest import stripes
 from test_training import small, start, wait_for
 
 from tfp_cvae import cli, manifest
@@ -23,8 +24,6 @@ from tfp_cvae.training import build_model, compile_model, train
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished run, which the tests copy."""
-    from conftest import stripes
-
     folder = tmp_path_factory.mktemp("finished")
     images, labels = stripes()
     np.savez(folder / "stripes.npz", images=images, labels=labels)
@@ -217,29 +216,66 @@ def test_resume_finds_the_run_by_the_name_of_the_data_set(stopped, npz, monkeypa
     assert Run.load("runs/stripes").faults() == {}
 
 
-def test_data_are_found_from_another_folder(stopped, npz, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def relative(stopped, npz, tmp_path, monkeypatch):
+    """The stopped run, as if it had been begun beside its data with `--dataset stripes.npz`, seen from elsewhere."""
     settings = json.loads((stopped.path / "config.json").read_text())
+    assert settings["dataset_path"] == str(npz)
     (stopped.path / "config.json").write_text(json.dumps({**settings, "dataset": npz.name}))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
+    return Run.load(stopped.path)
+
+
+def test_commands_find_the_data_from_another_folder(relative, npz, capsys):
     # Of the same name, and not that of the training.
-    pathlib.Path(npz.name).write_bytes(b"")
-    assert cli.main(["train", "--resume", "--output", str(stopped.path)]) == 0
-    assert cli.main(["plot", str(stopped.path)]) == 0
+    images, labels = stripes(seed=1)
+    np.savez(npz.name, images=images, labels=labels)
+    assert cli.main(["train", "--resume", "--output", str(relative.path), "--dataset", f"../{npz.name}"]) == 0
+    assert cli.main(["plot", str(relative.path)]) == 0
+    few = ["--quick", "--num-images", "6", "--num-importance-samples", "2"]
+    assert cli.main(["evaluate", str(relative.path), *few]) == 0
     assert capsys.readouterr().err == ""
-    assert Run.load(stopped.path).training_data().name == "stripes.npz"
-    # Moved to another machine with the run, to which it has the old name.
+    assert relative.evaluation()["protocol"]["dataset"] == "stripes.npz"
+    assert relative.training_data().fingerprint() == relative.dataset_sha256
+
+
+def test_data_are_found_where_they_were_moved_to_with_the_run(relative, npz, capsys):
+    shutil.copy(npz, npz.name)
+    images, labels = stripes(seed=1)
+    np.savez(npz, images=images, labels=labels)
+    assert relative.training_data().fingerprint() == relative.dataset_sha256
+    pathlib.Path(npz.name).unlink()
+    # Neither is as it was: of the first one, `--resume` tells where it is.
+    assert relative.training_data().fingerprint() != relative.dataset_sha256
+    assert cli.main(["train", "--resume", "--output", str(relative.path)]) == 2
+    assert f"was begun (in {npz}), got other images" in capsys.readouterr().err
     npz.rename(npz.name)
-    assert len(Run.load(stopped.path).training_data().train) == 194
+    assert relative.training_data().name == "stripes.npz"
+    pathlib.Path(npz.name).unlink()
+    with pytest.raises(
+        ValueError, match=f"expected {npz}, where it was at the training, or stripes.npz in this folder"
+    ):
+        relative.training_data()
+
+
+def test_a_folder_that_is_gone_is_no_tfds_set(relative, tmp_path):
+    gone = dataclasses.replace(relative, dataset_path=tmp_path / "mnist")
+    gone = dataclasses.replace(gone, config=dataclasses.replace(gone.config, dataset="mnist"))
+    with pytest.raises(ValueError, match="where it was at the training, or mnist in this folder, got neither"):
+        gone.training_data()
 
 
 @pytest.mark.parametrize(
-    ("name", "is_path"), [("stripes.npz", True), (".", True), ("mnist5k", False), ("mnist", False)]
+    ("name", "expected"),
+    [("stripes.npz", "stripes.npz"), ("link/../x.npz", "link/../x.npz"), (".", ""), ("mnist5k", None), ("mnist", None)],
 )
-def test_a_run_knows_where_its_data_are(name, is_path, dataset, tmp_path, monkeypatch):
+def test_a_run_knows_where_its_data_are(name, expected, dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Run.create("run", small(name), dataset)
-    assert Run.load("run").dataset_path == (str((tmp_path / name).resolve()) if is_path else "")
+    found = Run.load("run").dataset_path
+    # Folders are not left out, as one before .. may be a link.
+    assert found == (None if expected is None else pathlib.Path(f"{tmp_path}/{expected}"))
 
 
 def test_backup_of_somebody_else(tmp_path, npz, dataset):

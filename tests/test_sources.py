@@ -308,7 +308,8 @@ def test_mistakes(tmp_path):
         ("emnist/nope", "BuilderConfig nope not found"),
         ("fashion-mnist", r"got 'fashion-mnist'; did you mean fashion_mnist\?$"),
         ("MNIST", r"got 'MNIST'; did you mean mnist\?$"),
-        ("emnist/balancd", r"got 'emnist/balancd'; did you mean emnist/balanced\?$"),
+        ("mnsit", r"got 'mnsit': Dataset mnsit not found; did you mean mnist\?$"),
+        ("imagenet_resized/9x9", "BuilderConfig 9x9 not found with version [0-9.]*; see tfp-cvae datasets$"),
         ("glue", "expected an image-classification set with 'image' and 'label'"),
     ):
         with pytest.raises(ValueError, match=message):

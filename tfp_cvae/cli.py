@@ -18,7 +18,7 @@ import tyro
 
 from tfp_cvae import archive, commands, recipes
 from tfp_cvae.config import TrainConfig, default_output
-from tfp_cvae.run import Run
+from tfp_cvae.run import Run, has_config
 
 _DESCRIPTION = "Class-conditional variational autoencoders: train, evaluate, generate, serve."
 
@@ -58,7 +58,7 @@ def _parse(arguments: Sequence[str] | None) -> Any:
         known = first.parse_known_args(words)[0]
         config = recipes.recipe(known.recipe or "default")
         output = known.output or default_output(dataclasses.replace(config, dataset=known.dataset or config.dataset))
-        if known.resume and not known.recipe and (output / "config.json").is_file():
+        if known.resume and not known.recipe and has_config(output):
             config = Run.load(output).config
     except argparse.ArgumentError:
         config = TrainConfig()

@@ -17,7 +17,7 @@ import tyro
 
 from tfp_cvae import checks, manifest, recipes
 from tfp_cvae.config import QUICK_EVALUATION, EvaluationConfig, TrainConfig, default_output
-from tfp_cvae.run import Run, begun
+from tfp_cvae.run import Run, run_to_resume
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Train:
         """Runs the command."""
         output = self.output or default_output(self.config)
         # The folder of several workers is that of their chief, which may have begun to write.
-        if "TF_CONFIG" not in os.environ:
-            begun(output, self.config, overwrite=self.overwrite, resume=self.resume)
+        if not os.environ.get("TF_CONFIG"):
+            run_to_resume(output, self.config, overwrite=self.overwrite, resume=self.resume)
         import_tensorflow()
         from tfp_cvae.training import train
 
@@ -118,7 +118,6 @@ class Generate:
         run.check_has_model()
         run.class_number(self.label)
         pictures.check_samples(self.count, self.output)
-        checks.seed("seed", self.seed)
         import_tensorflow()
         from tfp_cvae.figures import save_samples
 
@@ -271,7 +270,7 @@ def import_tensorflow() -> None:
     if platform.machine() in ("x86_64", "AMD64"):
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    in_terminal = sys.stderr.isatty()
+    in_terminal = sys.stderr.isatty() and "tensorflow" not in sys.modules
     if in_terminal:
         print("loading TensorFlow ...", end="", file=sys.stderr)
     sys.stderr.flush()

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import os
 import pathlib
 import typing
 from collections.abc import Mapping
@@ -17,6 +18,9 @@ Objective = Literal["elbo", "iwae"]
 Model = Literal["cvae", "m1", "m2", "m1+m2"]
 Precision = Literal["float32", "mixed_bfloat16"]
 LearningRateSchedule = Literal["cosine", "constant"]
+
+# The data set that comes with the package.
+EMBEDDED = "mnist5k"
 
 # Seed of the one draw in which validation and test images are binarized, for all runs alike.
 HELD_OUT_SEED = 0
@@ -41,7 +45,7 @@ class TrainConfig:
         ValueError: If a value is out of range.
     """
 
-    dataset: str = "mnist5k"
+    dataset: str = EMBEDDED
     """mnist5k (embedded), a TFDS name such as mnist, a file.npz, or a folder of .npy files or of classes."""
     binarization: Binarization = "dynamic"
     """Each pixel 1 with probability pixel/255, or if >= 128; or grey values, whose bounds are not comparable."""
@@ -205,6 +209,13 @@ class TrainConfig:
         except (TypeError, ValueError) as error:
             raise ValueError(f"config: expected JSON of settings, got another text: {error}") from error
         return cls.from_dict(values)
+
+
+def path_of(dataset: str) -> pathlib.Path | None:
+    """The file or folder that `load_dataset` reads for this name, absolute; None if it reads none."""
+    path = pathlib.Path(dataset)
+    is_path = dataset != EMBEDDED and (path.suffix == ".npz" or os.path.isdir(path))
+    return path.absolute() if is_path else None
 
 
 def default_output(config: TrainConfig) -> pathlib.Path:

@@ -74,7 +74,7 @@ def save_samples(run: Run, label: str | None, count: int, seed: int, path: pathl
 def _short(dataset: str) -> str:
     """Name of a data set in a title: of a file or an absolute path without the folders."""
     path = pathlib.Path(dataset)
-    return path.name if path.suffix == ".npz" or path.is_absolute() else dataset
+    return path.name if path.name and (path.suffix == ".npz" or path.is_absolute()) else dataset
 
 
 def _write(run: Run, figures: Iterator[tuple[str, Figure]]) -> list[pathlib.Path]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from tfp_cvae import archive, atomic, checks, manifest, results
 from tfp_cvae.atomic import write_atomically
-from tfp_cvae.config import HELD_OUT_SEED, Binarization, TrainConfig
+from tfp_cvae.config import HELD_OUT_SEED, Binarization, TrainConfig, path_of
 
 if TYPE_CHECKING:
     from tfp_cvae.data import Dataset
@@ -44,7 +44,8 @@ class Run:
         class_probabilities: Share of each class in the training images; empty without classes.
         versions: Versions of the packages that trained it.
         dataset_sha256: Fingerprint of the data set, `Dataset.fingerprint`; "" in runs of format version 0.
-        dataset_path: Absolute path of the data set when the training was begun; "" if it has none.
+        dataset_path: Where the data set was when the training was begun, absolute; None for one that is no file or
+            folder, and in older runs.
     """
 
     path: pathlib.Path
@@ -53,7 +54,7 @@ class Run:
     class_probabilities: tuple[float, ...]
     versions: Mapping[str, str]
     dataset_sha256: str = ""
-    dataset_path: str = ""
+    dataset_path: pathlib.Path | None = None
 
     @classmethod
     def create(
@@ -70,8 +71,6 @@ class Run:
         Raises:
             ValueError: If the folder exists and is not empty, or `overwrite` is to delete what is not a run.
         """
-        from tfp_cvae import sources
-
         path = pathlib.Path(path)
         check_free(path, overwrite)
         if holds_run(path):
@@ -79,7 +78,7 @@ class Run:
                 _delete(path / name)
         class_names = dataset.class_names if config.conditional else ()
         class_probabilities = tuple(dataset.class_probabilities().tolist()) if config.conditional else ()
-        dataset_path = sources.path_of(config.dataset)
+        dataset_path = path_of(config.dataset)
         run = cls(path, config, class_names, class_probabilities, versions(), dataset.fingerprint(), dataset_path)
         path.mkdir(parents=True, exist_ok=True)
         atomic.flush(path.parent)
@@ -90,7 +89,7 @@ class Run:
             "class_names": class_names,
             "class_probabilities": class_probabilities,
             "dataset_sha256": run.dataset_sha256,
-            "dataset_path": run.dataset_path,
+            "dataset_path": None if dataset_path is None else str(dataset_path),
             "versions": run.versions,
         }
         write_atomically(path / _CONFIG, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))
@@ -105,7 +104,7 @@ class Run:
             ValueError: If the folder is not a run, or one of a later version of this package.
         """
         path = pathlib.Path(path)
-        if not (path / _CONFIG).is_file():
+        if not has_config(path):
             got = f"no {_CONFIG} in it" if path.is_dir() else "none"
             raise ValueError(f"run: expected the folder {str(path)!r} that `tfp-cvae train` made, got {got}")
         try:
@@ -116,7 +115,9 @@ class Run:
             # Which older runs do not all have.
             format_version = int(content.pop("format_version", 0))
             class_probabilities = tuple(map(float, content.pop("class_probabilities", ())))
-            dataset_sha256, dataset_path = (str(content.pop(f"dataset_{key}", "")) for key in ("sha256", "path"))
+            dataset_sha256 = str(content.pop("dataset_sha256", ""))
+            dataset_path = content.pop("dataset_path", None)
+            dataset_path = None if dataset_path is None else pathlib.Path(dataset_path)
         except (OSError, ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(
                 f"run: expected a folder that `tfp-cvae train` made, got {str(path)!r}, "
@@ -131,7 +132,11 @@ class Run:
         return cls(path, config, tuple(class_names), class_probabilities, found_versions, dataset_sha256, dataset_path)
 
     def training_data(self) -> "Dataset":
-        """Loads the data set of the training, wherever the process has been started, as `sources.load_training_data`.
+        """Loads the data set of the training, without the labels that nothing may see.
+
+        A file or folder is looked for where it was when the training was begun, and then, as the run may have been
+        moved with it, where its name points to from the current folder. If there are two, it is the one with the
+        fingerprint of the run.
 
         Raises:
             TypeError: If images or labels are of the wrong kind.
@@ -140,7 +145,21 @@ class Run:
         """
         from tfp_cvae import sources
 
-        return sources.load_training_data(self.config, self.dataset_path)
+        if self.dataset_path is None:
+            return sources.load_training_data(self.config)
+        given = self.config.dataset
+        places = dict.fromkeys(path for path in (self.dataset_path, path_of(given)) if path and os.path.exists(path))
+        if not places:
+            raise ValueError(
+                f"dataset: expected {archive.one_line(self.dataset_path)}, where it was at the training, or "
+                f"{archive.one_line(given)} in this folder, got neither; bring it back, or name another (--dataset)"
+            )
+        first, *others = (dataclasses.replace(self.config, dataset=str(path)) for path in places)
+        dataset = sources.load_training_data(first)
+        if others and dataset.fingerprint() != self.dataset_sha256:
+            other = sources.load_training_data(others[0])
+            dataset = other if other.fingerprint() == self.dataset_sha256 else dataset
+        return dataclasses.replace(dataset, name=archive.one_line(pathlib.Path(given)))
 
     @property
     def backup_folder(self) -> pathlib.Path:
@@ -317,6 +336,11 @@ class Run:
         return content
 
 
+def has_config(path: pathlib.Path) -> bool:
+    """Whether a folder holds a run, as against nothing or something else."""
+    return (path / _CONFIG).is_file()
+
+
 def holds_run(path: pathlib.Path) -> bool:
     """Whether a folder holds a run, as against nothing.
 
@@ -328,7 +352,7 @@ def holds_run(path: pathlib.Path) -> bool:
     # Hidden are the lock, and what a killed process has left half written.
     if not path.is_dir() or all(entry.name.startswith(".") for entry in path.iterdir()):
         return False
-    if (path / _CONFIG).is_file():
+    if has_config(path):
         return True
     names = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
     if names == [_BACKUP] and not any((path / _BACKUP).iterdir()):
@@ -337,7 +361,7 @@ def holds_run(path: pathlib.Path) -> bool:
     raise ValueError(f"output: expected a new folder, got {str(path)!r}, which holds something else than a run")
 
 
-def begun(path: pathlib.Path, config: TrainConfig, *, overwrite: bool, resume: bool) -> Run | None:
+def run_to_resume(path: pathlib.Path, config: TrainConfig, *, overwrite: bool, resume: bool) -> Run | None:
     """The run to go on with; None if a new one may be made.
 
     Args:
@@ -349,15 +373,13 @@ def begun(path: pathlib.Path, config: TrainConfig, *, overwrite: bool, resume: b
     Raises:
         ValueError: If the folder holds something else, or the run was begun with other settings.
     """
-    if overwrite and resume:
-        raise ValueError("overwrite, resume: expected one of them, got both")
     if not resume or not holds_run(path):
         check_free(path, overwrite)
         return None
     run = Run.load(path)
     for name, value in config.to_dict().items():
         before = getattr(run.config, name)
-        if before != value:
+        if before != value and not (name == "dataset" and _same(path_of(value), run.dataset_path)):
             raise ValueError(
                 f"{name}: expected {before}, with which the training to resume was begun, got {value}; leave the "
                 "settings to the run folder (--resume --output), or train into another one"
@@ -376,6 +398,10 @@ def check_free(path: pathlib.Path, overwrite: bool) -> None:
 
 def _are_strings(*values: Any) -> bool:
     return all(isinstance(value, str) for value in values)
+
+
+def _same(path: pathlib.Path | None, other: pathlib.Path | None) -> bool:
+    return path is not None and other is not None and path.resolve() == other.resolve()
 
 
 def _rounded(error: float | None) -> str:

@@ -1,7 +1,6 @@
 """Where images come from: the embedded set, TensorFlow Datasets, arrays in files, or a folder of pictures."""
 
 import concurrent.futures
-import dataclasses
 import difflib
 import functools
 import math
@@ -15,12 +14,10 @@ import numpy as np
 
 from tfp_cvae import cache, checks
 from tfp_cvae.archive import load_arrays, map_arrays, one_line
-from tfp_cvae.config import TrainConfig
+from tfp_cvae.config import EMBEDDED, TrainConfig
 from tfp_cvae.data import Dataset, make_dataset
 from tfp_cvae.picture_folders import load_pictures
 from tfp_cvae.splits import UNLABELLED
-
-EMBEDDED = "mnist5k"
 
 _SUGGESTED = ("mnist", "fashion_mnist", "kmnist", "emnist/balanced")
 _CONNECTION_TIMEOUT = 10.0
@@ -91,47 +88,40 @@ def _load(name_or_path: str | os.PathLike[str]) -> Dataset:
     if name.startswith((".", "~")) or name.endswith("/") or path.is_absolute() or os.path.isfile(path):
         expected = "a folder with a subfolder for each class or an .npz file"
         raise ValueError(f"dataset: expected {expected}, got {one_line(repr(name))}; see tfp-cvae datasets")
-    raise ValueError(_unknown(name, "; see tfp-cvae datasets"))
+    raise ValueError(_unknown(name))
 
 
-def path_of(name: str) -> str:
-    """Absolute path of the file or folder that `load_dataset(name)` reads; "" if it reads none."""
-    is_path = name != EMBEDDED and (pathlib.Path(name).suffix == ".npz" or os.path.isdir(name))
-    return os.path.abspath(name) if is_path else ""
-
-
-def _unknown(name: str, otherwise: str) -> str:
-    """What to tell of a name that stands for nothing: the one that it is nearly, or something else."""
+def _unknown(name: str, reason: str = "") -> str:
+    """What to tell of a name that stands for nothing, with the one that it nearly is."""
     import tensorflow_datasets as tfds
 
-    known = (EMBEDDED, *_SUGGESTED, *tfds.list_builders())
-    near = difflib.get_close_matches(name.lower()[: checks.LONGEST_NAME], known, n=1, cutoff=0.8)
+    known = tfds.list_builders()
+    near = difflib.get_close_matches(
+        name.lower()[: checks.LONGEST_NAME], (EMBEDDED, *_SUGGESTED, *known), n=1, cutoff=0.8
+    )
+    # Of a known set it is the configuration or the version that is not.
+    guess = f"did you mean {near[0]}?" if near and re.split("[/:]", name)[0] not in known else "see tfp-cvae datasets"
     return (
         f"dataset: expected {EMBEDDED}, a TFDS name, an .npz file or a folder of classes, got {one_line(repr(name))}"
-        + (f"; did you mean {near[0]}?" if near and near[0] != name else otherwise)
+        f"{reason and f': {reason}'}; {guess}"
     )
 
 
-def load_training_data(config: TrainConfig, path: str = "") -> Dataset:
+def load_training_data(config: TrainConfig) -> Dataset:
     """Loads the data set of a training, without the labels that nothing may see.
 
     Args:
         config: Settings of the training.
-        path: Where `config.dataset` was, as an absolute path, when the training was begun; "" if it is no path, or as
-            it is seen from here.
 
     Returns:
-        The data set at `path`, or if there is none any more, `load_dataset(config.dataset)`, by whose name it goes in
-        both cases; with `num_labels`, `Dataset.with_few_labels` of it.
+        `load_dataset(config.dataset)`; with `num_labels`, `Dataset.with_few_labels` of it.
 
     Raises:
         TypeError: If images or labels are of the wrong kind.
         ValueError: If there is no such data set, or it has not as many labels.
         ConnectionError: If a data set would have to be downloaded and there is no connection.
     """
-    dataset = load_dataset(path if os.path.exists(path) else config.dataset)
-    if path:
-        dataset = dataclasses.replace(dataset, name=one_line(pathlib.Path(config.dataset)))
+    dataset = load_dataset(config.dataset)
     return dataset if config.num_labels is None else dataset.with_few_labels(config.num_labels, config.seed)
 
 
@@ -208,9 +198,9 @@ def _load_tfds(name: str) -> Dataset:
     try:
         builder = tfds.builder(name)
     except Exception as error:
-        # TFDS lists hundreds of names; its first sentence is what helps.
-        reason = one_line(str(error).strip().partition("\n")[0])
-        raise ValueError(_unknown(name, f": {reason}")) from None
+        # TFDS lists hundreds of names; what is before them is what helps.
+        reason = one_line(re.split(r"\n| Here are ", str(error).strip())[0]).rstrip(".")
+        raise ValueError(_unknown(name, reason)) from None
     features = builder.info.features
     if not isinstance(features, tfds.features.FeaturesDict) or not {"image", "label"} <= set(features):
         raise ValueError(

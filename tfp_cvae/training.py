@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfp_cvae import atomic, distribution, figures
+from tfp_cvae import archive, atomic, distribution, figures
 from tfp_cvae.backup import Backup
 from tfp_cvae.bounds import evaluate_bound
 from tfp_cvae.build import build_cvae, build_semi_supervised_cvae
@@ -33,7 +33,7 @@ from tfp_cvae.lock import locked
 from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate, SemiSupervisedNegativeELBO
 from tfp_cvae.memory import keep_freed_memory
 from tfp_cvae.model import CVAE
-from tfp_cvae.run import Run, begun, held_out_protocol, holds_run, versions
+from tfp_cvae.run import Run, has_config, held_out_protocol, run_to_resume, versions
 from tfp_cvae.sources import load_training_data
 
 _STEPS_PER_EXECUTION = 50
@@ -79,6 +79,8 @@ def train(
         KeyboardInterrupt: If the training was interrupted, after what was trained so far has been saved.
     """
     config = config or TrainConfig()
+    if overwrite and resume:
+        raise ValueError("overwrite, resume: expected one of them, got both")
     path = pathlib.Path(output or default_output(config))
     keep_freed_memory()
     strategy = strategy or distribution.from_environment()
@@ -99,7 +101,7 @@ def _lead(
 ) -> Run:
     """Trains as the worker whose folder it is, or the only one."""
     # A first look, before the images are loaded.
-    run = begun(path, config, overwrite=overwrite, resume=resume)
+    run = run_to_resume(path, config, overwrite=overwrite, resume=resume)
     if run is None or not run.is_finished():
         dataset = _load(config, run)
         _check_can_train(config, dataset, strategy)
@@ -110,7 +112,7 @@ def _lead(
         path.mkdir(parents=True, exist_ok=True)
         with locked(path):
             # Again, as another process may have been here meanwhile.
-            run = begun(path, config, overwrite=overwrite, resume=resume)
+            run = run_to_resume(path, config, overwrite=overwrite, resume=resume)
             if run is None:
                 run = Run.create(path, config, dataset, overwrite=overwrite)
             if not run.is_finished():
@@ -128,7 +130,7 @@ def _lead(
 
 def _assist(path: pathlib.Path, config: TrainConfig, strategy: tf.distribute.Strategy, *, resume: bool) -> Run:
     """Takes part in a training whose folder is another worker's to write."""
-    dataset = _load(config, Run.load(path) if resume and holds_run(path) else None)
+    dataset = _load(config, Run.load(path) if resume and has_config(path) else None)
     distribution.wait_for_all(strategy)
     run = Run.load(path)
     if not run.is_finished():
@@ -142,7 +144,7 @@ def _assist(path: pathlib.Path, config: TrainConfig, strategy: tf.distribute.Str
 
 def _load(config: TrainConfig, run: Run | None) -> Dataset:
     """The data set of a run, or for a new one."""
-    dataset = load_training_data(config, run.dataset_path if run else "")
+    dataset = run.training_data() if run else load_training_data(config)
     if config.model == "cvae" and config.conditional and dataset.train.has_unlabelled():
         raise ValueError(
             f"model: expected m1, m2 or m1+m2 for {dataset.name}, where some images have no label, got cvae; pass "
@@ -177,8 +179,9 @@ def _check_can_resume(run: Run, dataset: Dataset) -> None:
         )
     if run.dataset_sha256 != dataset.fingerprint():
         raise ValueError(
-            f"dataset: expected {dataset.name} as it was when the training to resume was begun, got other images, "
-            "labels or classes; bring them back, or train into another folder"
+            f"dataset: expected {dataset.name} as it was when the training to resume was begun"
+            + (f" (in {archive.one_line(run.dataset_path)})" if run.dataset_path else "")
+            + ", got other images, labels or classes; bring them back, or train into another folder"
         )
     changed = [name for name, version in versions().items() if run.versions.get(name) != version]
     if changed:

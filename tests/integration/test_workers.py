@@ -58,16 +58,16 @@ def words(folder, name, *more):
     return ["train", "--dataset", f"{folder}/stripes.npz", "--output", f"{folder}/{name}", *settings, *more]
 
 
-def start(number, command, program=PROGRAM):
+def start(number, command, program=PROGRAM, cwd=None):
     """As many workers, the chief first."""
     sockets = [socket.create_server(("localhost", 0)) for _ in range(number)]
     cluster = {"worker": [f"localhost:{free.getsockname()[1]}" for free in sockets]}
     for free in sockets:
         free.close()
-    return processes(cluster, number, command, program)
+    return processes(cluster, number, command, program, cwd)
 
 
-def processes(cluster, number, command, program=PROGRAM):
+def processes(cluster, number, command, program=PROGRAM, cwd=None):
     """The first ones of a cluster."""
     workers = []
     for index in range(number):
@@ -75,6 +75,7 @@ def processes(cluster, number, command, program=PROGRAM):
         workers.append(
             subprocess.Popen(
                 [sys.executable, "-c", program, *command],
+                cwd=cwd,
                 env={**os.environ, "TF_CONFIG": json.dumps(task)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -185,7 +186,7 @@ def test_two_workers_evaluate_as_one(folder):
 def test_a_killed_worker(folder, two, victim, again):
     """The others end with one line, and after a new start the result is that of workers nobody has killed."""
     name = f"killed{victim}-{again}"
-    workers = start(2, words(folder, name, "--resume"))
+    workers = start(2, words(folder, name, "--resume", "--dataset", "stripes.npz"), cwd=folder)
     while not list(folder.glob(f"{name}/backup/[1-9]")) and all(worker.poll() is None for worker in workers):
         time.sleep(0.02)
     workers[victim].kill()
@@ -195,7 +196,8 @@ def test_a_killed_worker(folder, two, victim, again):
     assert error.count("\n") == 1
     # As of Keras, when it is killed while it saves.
     (folder / name / "workertemp_1").mkdir(exist_ok=True)
-    (begun, _), *_ = finish(start(again, words(folder, name, "--resume")))
+    # The run knows the settings, and where the data are.
+    (begun, _), *_ = finish(start(again, ["train", "--resume", "--output", f"{folder}/{name}"]))
     assert "resumed after" in begun
     if again == 2:
         assert crash.differences(crash.result(folder / name), two[0]) == []
