@@ -82,7 +82,9 @@ def test_each_file_of_results_is_explained():
 @pytest.mark.mnist
 def test_all_ten_classes_of_the_default_run_are_recognised(folder):
     mnist = load_dataset("mnist")
-    classifier = train_classifier(mnist.train.binarized("none"), mnist.train.labels, 10, epochs=3)
+    # Enough of them for a judge that is right as often as is asked for below.
+    few = np.arange(20_000)
+    classifier = train_classifier(mnist.train.binarized("none", rows=few), mnist.train.labels[few], 10, epochs=4)
     assert correct(classifier, mnist.test.binarized("none"), mnist.test.labels).mean() > 0.985
     fractions = recognised(classifier, Run.load(folder / "runs" / "mnist5k").model(), count=1000).mean(axis=1)
     print("recognised, by class:", np.round(fractions, 3))

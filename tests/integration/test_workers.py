@@ -115,8 +115,8 @@ def assert_close(found, expected):
 
 @pytest.fixture(scope="module")
 def two(folder):
-    """What two workers have come to, and printed."""
-    printed = finish(start(2, words(folder, "two")))
+    """What two workers have come to, and printed, who were started beside the data."""
+    printed = finish(start(2, words(folder, "two", "--dataset", "stripes.npz"), cwd=folder))
     return crash.result(folder / "two"), printed
 
 
