@@ -239,7 +239,8 @@ def test_plot_without_the_data_set(run_folder, capsys):
         data.with_suffix(".away").rename(data)
     out, err = capsys.readouterr()
     assert len(out.split()) == 3
-    assert err.startswith(f"without styles.png, which needs the data set: {data}: expected an existing .npz file")
+    missing = f"dataset: expected {data}, where it was at the training, got none; bring it back"
+    assert err.startswith(f"without styles.png, which needs the data set: {missing}")
 
 
 def test_datasets(capsys):

@@ -262,7 +262,7 @@ def test_data_are_found_where_they_were_moved_to_with_the_run(relative, npz, cap
 def test_a_folder_that_is_gone_is_no_tfds_set(relative, tmp_path):
     gone = dataclasses.replace(relative, dataset_path=tmp_path / "mnist")
     gone = dataclasses.replace(gone, config=dataclasses.replace(gone.config, dataset="mnist"))
-    with pytest.raises(ValueError, match="where it was at the training, or mnist in this folder, got neither"):
+    with pytest.raises(ValueError, match="where it was at the training, or mnist in this folder, got none;"):
         gone.training_data()
 
 
