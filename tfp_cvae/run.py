@@ -153,7 +153,7 @@ class Run:
             here = "" if os.path.isabs(given) else f", or {archive.one_line(given)} in this folder"
             raise ValueError(
                 f"dataset: expected {archive.one_line(self.dataset_path)}, where it was at the training{here}, got "
-                "none; bring it back, or evaluate on another one (--dataset)"
+                "none; bring it back"
             )
         first, *others = (dataclasses.replace(self.config, dataset=str(path)) for path in places)
         dataset = sources.load_training_data(first)
