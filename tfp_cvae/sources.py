@@ -103,7 +103,8 @@ def _unknown(name: str, reason: str = "") -> str:
     guess = f"did you mean {near[0]}?" if near and re.split("[/:]", name)[0] not in known else "see tfp-cvae datasets"
     return (
         f"dataset: expected {EMBEDDED}, a TFDS name, an .npz file or a folder of classes, got {one_line(repr(name))}"
-        f"{reason and f': {reason}'}; {guess}"
+        + (f": {reason}" if reason else "")
+        + f"; {guess}"
     )
 
 
