@@ -100,6 +100,19 @@ def test_what_needs_no_tensorflow_does_not_wait_for_it(run_folder, tmp_path):
             *([command, str(tmp_path)] for command in ("evaluate", "plot", "check")),
             ["export", str(tmp_path), "--output", picture],
         ],
+        "output: expected a folder for versions alone, got": [
+            ["export", str(run_folder), "--output", str(run_folder)],
+        ],
+        "num_importance_samples: expected an integer >= 1, got 0": [
+            ["export", str(run_folder), "--output", picture, "--num-importance-samples", "0"],
+        ],
+        "gone.npz: expected an existing .npz file, got none": [
+            ["train", "--dataset", "gone.npz", "--output", str(tmp_path / "run")],
+            ["evaluate", str(run_folder), "--dataset", "gone.npz"],
+        ],
+        "dataset: expected a folder with a subfolder for each class or an .npz file, got './gone'": [
+            ["train", "--dataset", "./gone", "--output", str(tmp_path / "run")],
+        ],
         "run: expected a finished training in": [
             *([command, untrained] for command in ("evaluate", "plot")),
             *([command, untrained, "--output", picture] for command in ("export", "generate")),
@@ -122,10 +135,20 @@ assert "tensorflow" not in sys.modules
     assert [line[: len(message)] for line, message in zip(lines, expected, strict=True)] == expected
 
 
+def test_nobody_reads_what_is_printed():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "tfp_cvae", "recipes"], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_train_prints_the_bound_and_where_the_pictures_are(tmp_path, npz, capfd):
-    arguments = ["--dataset", str(npz), "--epochs", "2", "--batch-size", "32", "--latent-size", "4", "--width", "8"]
+    arguments = ["--dataset", str(npz), "--epochs", "2", "--batch-size", "64", "--latent-size", "4", "--width", "8"]
     assert main(["train", *arguments, "--output", str(tmp_path / "run")]) == 0
     out, err = capfd.readouterr()
+    assert "steps in an epoch: 3," in out
+    assert "These are few steps: a smaller batch (--batch-size) gives more" in out
     assert "Epoch 2/2" in out
     # Not in a terminal, and so without progress bars.
     assert "==]" not in out
@@ -214,7 +237,10 @@ def test_generate_without_classes(npz, tmp_path, capsys):
     for count in (1, 3):
         arguments = ["--count", str(count), "--seed", "2", "--output", str(tmp_path / f"{count}.png")]
         assert main(["generate", run, *arguments]) == 0
-    assert capsys.readouterr().out.endswith(f"3 images, seeds 2 to 4: {tmp_path / '3.png'}\n")
+    out = capsys.readouterr().out
+    assert "steps in an epoch: 6," in out
+    assert "few steps" not in out
+    assert out.endswith(f"3 images, seeds 2 to 4: {tmp_path / '3.png'}\n")
     # Images of an untrained model are grey, on white.
     grey = [np.sum(np.array(PIL.Image.open(tmp_path / f"{count}.png").convert("L")) < 200) for count in (1, 3)]
     assert grey[1] > 2 * grey[0]

@@ -30,12 +30,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after the program's name; None for those of the process.
 
     Returns:
-        Exit status: 0, 2 after a mistake of the user, 130 after Ctrl-C.
+        Exit status: 0, 2 after a mistake of the user, 130 after Ctrl-C, 141 if nobody reads what is printed any more.
     """
     try:
         _parse(arguments).run()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # As of `tfp-cvae ... | head`. What Python would still write when it ends has to go somewhere.
+        with open(os.devnull, "w") as devnull:
+            os.dup2(devnull.fileno(), sys.stdout.fileno())
+        return 141
     except (OSError, TypeError, ValueError) as error:
         if os.environ.get("TFP_CVAE_TRACEBACK"):
             raise

@@ -16,7 +16,7 @@ import numpy as np
 import tyro
 
 from tfp_cvae import checks, manifest, recipes
-from tfp_cvae.config import QUICK_EVALUATION, EvaluationConfig, TrainConfig, default_output
+from tfp_cvae.config import QUICK_EVALUATION, EvaluationConfig, TrainConfig, check_is_there, default_output
 from tfp_cvae.run import Run, run_to_resume
 
 
@@ -40,7 +40,9 @@ class Train:
         output = self.output or default_output(self.config)
         # The folder of several workers is that of their chief, which may have begun to write.
         if not os.environ.get("TF_CONFIG"):
-            run_to_resume(output, self.config, overwrite=self.overwrite, resume=self.resume)
+            begun = run_to_resume(output, self.config, overwrite=self.overwrite, resume=self.resume)
+            if begun is None:
+                check_is_there(self.config.dataset)
         import_tensorflow()
         from tfp_cvae.training import train
 
@@ -77,6 +79,8 @@ class Evaluate:
         )
         run = Run.load(self.run_folder)
         run.check_has_model()
+        if self.dataset:
+            check_is_there(self.dataset)
         import_tensorflow()
         from tfp_cvae import distribution, figures
         from tfp_cvae.evaluation import evaluate_run
@@ -90,7 +94,7 @@ class Evaluate:
         if not is_chief:
             return
         print(f"\n{result}")
-        print(f"\n{run.path / 'evaluation.json'}")
+        print(f"\n{run.path / 'evaluation.json'}, and its figures:", flush=True)
         for path in figures.draw_evaluation(run, dataset):
             print(path)
 
@@ -167,6 +171,8 @@ class Export:
         """Runs the command."""
         run = Run.load(self.run_folder)
         run.check_has_model()
+        checks.versions_folder("output", self.output)
+        checks.integer("num_importance_samples", self.num_importance_samples, 1)
         import_tensorflow()
         from tfp_cvae.export import export_run, server_commands
 

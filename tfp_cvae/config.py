@@ -218,6 +218,18 @@ def path_of(dataset: str) -> pathlib.Path | None:
     return path.absolute() if is_path else None
 
 
+def check_is_there(dataset: str) -> None:
+    """Raises ValueError if a data set can only be a file or a folder, and there is none."""
+    path = pathlib.Path(dataset)
+    if dataset == EMBEDDED or os.path.isdir(path):
+        return
+    if path.suffix == ".npz":
+        archive.file_size(path, ".npz file")
+    elif dataset.startswith((".", "~")) or dataset.endswith("/") or path.is_absolute() or os.path.isfile(path):
+        expected = "a folder with a subfolder for each class or an .npz file"
+        raise ValueError(f"dataset: expected {expected}, got {archive.one_line(repr(dataset))}; see tfp-cvae datasets")
+
+
 def default_output(config: TrainConfig) -> pathlib.Path:
     """Folder of a run that was not given one: `runs/` and the name of the data set."""
     path = pathlib.Path(config.dataset)

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -73,7 +72,7 @@ def export_saved_model(
         )
     checks.integer("num_importance_samples", num_importance_samples, 1)
     probabilities = _class_probabilities(class_probabilities, cvae.num_classes)
-    base = _checked_base(base_path)
+    base = checks.versions_folder("base_path", base_path)
     functions = signatures(cvae, num_importance_samples, probabilities)
     requests = {name: _warmup_inputs(function) for name, function in functions.items()}
     content = {
@@ -145,23 +144,6 @@ def server_commands(version: pathlib.Path) -> str:
         ["tfp-cvae", "request", "--url", url, *label, "--count", "16", "--output", "images.png"],
     ]
     return "\n".join(map(shlex.join, commands))
-
-
-def _checked_base(base_path: str | os.PathLike[str]) -> pathlib.Path:
-    # A colon is that of a bucket, and ends a path for Docker.
-    if ":" in str(base_path):
-        raise ValueError(f"base_path: expected a local folder without ':', to copy to buckets, got {str(base_path)!r}")
-    base = pathlib.Path(os.path.abspath(base_path))
-    if base.exists() and not base.is_dir():
-        raise ValueError(f"base_path: expected a folder, got {str(base)!r}, which is a file")
-    if (base / "config.json").exists():
-        raise ValueError(f"base_path: expected a folder for versions alone, got {str(base)!r}, which holds a run")
-    if not re.fullmatch(r"[\w.-]+", base.name):
-        raise ValueError(
-            "base_path: expected a name of letters, digits, '_', '-' and '.', as it is that of the served model, got "
-            f"{base.name!r}"
-        )
-    return base
 
 
 def _class_probabilities(given: Sequence[float] | None, num_classes: int) -> np.ndarray:

@@ -131,7 +131,9 @@ def calibration(reliability: np.ndarray, selective_accuracy: np.ndarray, title: 
     left.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="calibrated")
     left.plot(confidence, accuracy, color="C0", marker="o", label="model")
     for x, y, number in zip(confidence, accuracy, count, strict=True):
-        left.annotate(f"{number:,.0f}", (x, y), textcoords="offset points", xytext=(6, -12), fontsize=_FONT_SIZE - 4)
+        # Below the point, but not over the axis.
+        place = (6, -12 if y > 0.08 else 5)
+        left.annotate(f"{number:,.0f}", (x, y), textcoords="offset points", xytext=place, fontsize=_FONT_SIZE - 4)
     left.set(xlim=(0, 1.08), ylim=(0, 1.05))
     left.set_xlabel("confidence, max over y of p(y|x)", fontsize=_FONT_SIZE)
     left.set_ylabel("accuracy", fontsize=_FONT_SIZE)

@@ -14,7 +14,7 @@ import numpy as np
 
 from tfp_cvae import cache, checks
 from tfp_cvae.archive import load_arrays, map_arrays, one_line
-from tfp_cvae.config import EMBEDDED, TrainConfig
+from tfp_cvae.config import EMBEDDED, TrainConfig, check_is_there
 from tfp_cvae.data import Dataset, make_dataset
 from tfp_cvae.picture_folders import load_pictures
 from tfp_cvae.splits import UNLABELLED
@@ -83,11 +83,9 @@ def _load(name_or_path: str | os.PathLike[str]) -> Dataset:
         if arrays := map_arrays(path, _ARRAYS):
             return _from_arrays(one_line(path), arrays)
         return load_pictures(path)
-    if _TFDS_NAME.fullmatch(name) and len(name) <= checks.LONGEST_NAME and not os.path.isfile(path):
+    check_is_there(name)
+    if _TFDS_NAME.fullmatch(name) and len(name) <= checks.LONGEST_NAME:
         return _load_tfds(name)
-    if name.startswith((".", "~")) or name.endswith("/") or path.is_absolute() or os.path.isfile(path):
-        expected = "a folder with a subfolder for each class or an .npz file"
-        raise ValueError(f"dataset: expected {expected}, got {one_line(repr(name))}; see tfp-cvae datasets")
     raise ValueError(_unknown(name))
 
 

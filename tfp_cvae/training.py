@@ -38,6 +38,7 @@ from tfp_cvae.sources import load_training_data
 
 _STEPS_PER_EXECUTION = 50
 _XLA_PAYS_FROM_STEPS = 1000
+_FEW_STEPS = 5
 # Where Keras has workers that are not the chief save, and deletes it, unless they are killed.
 _OF_OTHER_WORKERS = "workertemp_*"
 
@@ -199,11 +200,17 @@ def _train(run: Run, dataset: Dataset, strategy: tf.distribute.Strategy, verbose
             + (f"; {workers} workers" if workers > 1 else ""),
             flush=True,
         )
+        if steps < _FEW_STEPS:
+            print(
+                "These are few steps: a smaller batch (--batch-size) gives more, and a better model in as many epochs."
+            )
     for folder in (run.path, run.path / "figures"):
         atomic.delete_temporary(folder)
     for folder in run.path.glob(_OF_OTHER_WORKERS):
         shutil.rmtree(folder)
     trained = _fit(cvae, config, dataset, run, strategy, verbose)
+    if verbose:
+        print("measuring the held-out bound, and drawing figures ...", flush=True)
     best = run.model()
     if trained or not run.has_evaluation():
         # Else it is that of the same model, and perhaps of many more samples.
