@@ -29,6 +29,14 @@ SIZES = {
     "side": (14, 28, 56, 112),
     "num_images": (12800, 25600, 51200, 102400),
 }
+TITLES = {
+    "width": "units of a layer",
+    "latent_size": "size of z",
+    "batch_size": "images in a batch",
+    "num_samples": "latent samples K",
+    "side": "pixels of a side",
+    "num_images": "training images",
+}
 # Milliseconds that the figure names.
 TICKS = (3, 10, 30, 100)
 
@@ -108,10 +116,10 @@ def draw(found, path):
     for place, (name, values) in zip(figure.subplots(2, 3, sharey=True).flat, found.items(), strict=True):
         sizes = SIZES[name]
         place.loglog(sizes, values, "o-")
-        place.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=30)
+        place.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=30, fontsize=9)
         place.set_yticks(TICKS, TICKS)
         place.minorticks_off()
-        place.set_title(f"{name}: exponent {exponent(sizes, values):.2f}", fontsize=10)
+        place.set_title(f"{TITLES[name]}: exponent {exponent(sizes, values):.2f}", fontsize=10)
         place.grid(alpha=0.3)
     figure.supylabel("milliseconds a step")
     figure.savefig(path, dpi=110)

@@ -30,7 +30,7 @@ class Backup(keras.callbacks.Callback):
 
         batches = data.train.batches(128)
         backup = Backup("backup", batches)
-        cvae.fit(batches, epochs=100, initial_epoch=backup.initial_epoch, callbacks=[EarlyStopping(), backup])
+        cvae.fit(batches, epochs=100, initial_epoch=backup.initial_epoch, callbacks=[backup])
 
     A backup is a folder that appears whole: a TensorFlow checkpoint of the model with its optimizer, and beside it what
     the callbacks remember. The next one replaces it. Weights, optimizer, moving averages, history and what the

@@ -57,7 +57,7 @@ class Evaluate:
     run_folder: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="RUN")]
     """Run folder, in which evaluation.json and figures are written."""
     quick: bool = False
-    """An answer after about a minute: 500 images, K = 100, classifiers on 10,000 images."""
+    """An answer after a minute or two: 500 images, K = 100, classifiers on 10,000 images."""
     num_importance_samples: int | None = None
     """Importance samples K for each image; by default 5,000, or 100 with --quick."""
     num_images: int | None = None

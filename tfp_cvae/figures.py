@@ -191,7 +191,7 @@ def _evaluation_figures(run: Run, dataset: Dataset) -> Iterator[tuple[str, Figur
     yield (
         "calibration",
         plotting.calibration(
-            measured["reliability"], measured["selective_accuracy"], f"{title}: p(y|x) by Bayes' rule"
+            measured["reliability"], measured["selective_accuracy"], f"p(y|x) by Bayes' rule; {title}"
         ),
     )
     elbo_by_label = np.array(result["label"]["elbo_by_label"], float)

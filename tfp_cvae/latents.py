@@ -15,7 +15,7 @@ _BATCH_SIZE = 500
 
 
 def variance_of_means(mean: np.ndarray, label: np.ndarray | None) -> np.ndarray:
-    """Var_x(E_q[z_j|x,y]) of each latent dimension; of labelled images, within the classes.
+    """Var_x(E_q(z|x,y)[z_j]) of each latent dimension; of labelled images, within the classes.
 
     What differs between the classes alone is a matter of the prior p(z|y), and tells nothing of the image.
 

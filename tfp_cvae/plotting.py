@@ -134,7 +134,7 @@ def calibration(reliability: np.ndarray, selective_accuracy: np.ndarray, title: 
         # Below the point, but not over the axis.
         place = (6, -12 if y > 0.08 else 5)
         left.annotate(f"{number:,.0f}", (x, y), textcoords="offset points", xytext=place, fontsize=_FONT_SIZE - 4)
-    left.set(xlim=(0, 1.08), ylim=(0, 1.05))
+    left.set(xlim=(0, 1.14), ylim=(0, 1.05))
     left.set_xlabel("confidence, max over y of p(y|x)", fontsize=_FONT_SIZE)
     left.set_ylabel("accuracy", fontsize=_FONT_SIZE)
     left.set_title("Reliability (number of images at each point)", fontsize=_FONT_SIZE)
@@ -191,7 +191,7 @@ def latent(variance_of_means: np.ndarray, rate_per_dimension: np.ndarray | None,
     """How much each latent dimension is used, the most used first.
 
     Args:
-        variance_of_means: Var_x(E_q[z_j|x,y]), `[latent_size]`.
+        variance_of_means: Var_x(E_q(z|x,y)[z_j]), `[latent_size]`.
         rate_per_dimension: Mean KL of each dimension in nats, `[latent_size]`, or None.
         title: Title of the figure.
     """

@@ -106,8 +106,8 @@ class LatentUse:
 
     Attributes:
         latent_size: Size of z.
-        active_units: Dimensions with Var_x(E_q[z_j|x,y]) > 0.01.
-        variance_of_means: Var_x(E_q[z_j|x,y]) of each dimension, within the classes.
+        active_units: Dimensions with Var_x(E_q(z|x,y)[z_j]) > 0.01.
+        variance_of_means: Var_x(E_q(z|x,y)[z_j]) of each dimension, within the classes.
         rate_per_dimension: Mean KL of each dimension, nats per image; None if the prior is not diagonal.
         linear_probe: Share of the images whose class logistic regression finds in z, seen in the space of the prior's
             noise (`latents.posterior_statistics`); None with fewer than two classes.
