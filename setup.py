@@ -46,7 +46,7 @@ setuptools.setup(
         "matplotlib>=3.8,<4",
         "mlxtend>=0.23,<1",
         "numpy>=1.26,<3",
-        "pillow>=10,<14",
+        "pillow>=10.1,<14",
         "protobuf>=6.31,<8",
         "requests>=2.32,<3",
         "scikit-learn>=1.4,<2",

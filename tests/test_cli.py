@@ -264,9 +264,13 @@ def test_plot_without_the_data_set(run_folder, capsys):
     finally:
         data.with_suffix(".away").rename(data)
     out, err = capsys.readouterr()
-    assert len(out.split()) == 3
+    drawn = {pathlib.Path(path).name for path in out.split()}
+    assert {"lower_bound.png", "generated_by_epoch.png", "classes.png"} <= drawn
+    # Those of an evaluation, if the test of it was before this one.
+    assert ("calibration.png" in drawn) == ("latent" in json.loads((run_folder / "evaluation.json").read_text()))
+    assert not {"styles.png", "neighbours.png"} & drawn
     missing = f"dataset: expected {data}, where it was at the training, got none; bring it back"
-    assert err.startswith(f"without styles.png, which needs the data set: {missing}")
+    assert err.startswith(f"without figures of real images, which need the data set: {missing}")
 
 
 def test_datasets(capsys):
@@ -300,6 +304,11 @@ def test_datasets(capsys):
         (["generate", "RUN", "--label", "1", "--count", "0", "--output", "x.png"], "count: expected an integer >= 1"),
         (["generate", "RUN", "--label", "1", "--count", "1001", "--output", "x.png"], "count: expected at most 1,000"),
         (["generate", "RUN", "--label", "1", "--output", "x.doc"], "output: expected a picture format"),
+        (["generate", "RUN", "--label", "1", "--output", "x.pgf"], "output: expected a picture format"),
+        (
+            ["generate", "RUN", "--label", "1", "--seed", str(2**63), "--output", "x.png"],
+            "seed: expected a number >= 0",
+        ),
         (
             ["generate", "RUN", "--label", "1", "--output", "absent/x.png"],
             "expected a file in an existing folder, got no folder 'absent'",

@@ -260,6 +260,11 @@ def test_run(tmp_path, npz):
     train_split = make_dataset("stripes", ["0", "1", "2"], (images[keep], labels[keep])).train
     np.testing.assert_allclose(card["class_probabilities"], np.bincount(train_split.labels) / len(train_split))
     assert card["class_probabilities"][2] < 0.2
+    # Of an earlier model, as the training went on.
+    evaluation = run.evaluation()
+    run.write_evaluation({**evaluation, "protocol": {**evaluation["protocol"], "weights_sha256": "0"}})
+    version = export_run(run, tmp_path / "cvae")
+    assert "evaluation" not in json.loads((version / "assets.extra" / "model_card.json").read_text())
 
 
 KILLED = """

@@ -1,9 +1,12 @@
 import dataclasses
+import errno
 import json
 import os
 import pathlib
 import resource
 import shutil
+import signal
+import stat
 
 import crash
 import numpy as np
@@ -11,7 +14,8 @@ import pytest
 from conftest import stripes
 from test_training import small, start, wait_for
 
-from tfp_cvae import cli, manifest
+from tfp_cvae import atomic, cli, evaluation, interruption, manifest
+from tfp_cvae import run as run_module
 from tfp_cvae.backup import Backup
 from tfp_cvae.config import EvaluationConfig
 from tfp_cvae.evaluation import evaluate_run
@@ -19,6 +23,8 @@ from tfp_cvae.lock import locked
 from tfp_cvae.run import FORMAT_VERSION, Run
 from tfp_cvae.sources import load_dataset
 from tfp_cvae.training import build_model, compile_model, train
+
+SHORT = EvaluationConfig(num_importance_samples=2, num_images=6, generated_per_class=2, classifier_epochs=1)
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +143,21 @@ def test_what_a_stopped_command_was_writing_is_not_in_the_manifest(folder):
     assert set(Run.load(folder).faults()) == {"evaluation.json"}
 
 
+def test_two_commands_end_at_once(folder, monkeypatch):
+    entry = manifest._entry
+
+    def meanwhile(path):
+        monkeypatch.setattr(manifest, "_entry", entry)
+        with manifest.changing(folder, "evaluation.json"):
+            (folder / "evaluation.json").write_text("{}")
+        return entry(path)
+
+    with manifest.changing(folder, "figures"):
+        (folder / "figures/classes.png").write_bytes(b"new")
+        monkeypatch.setattr(manifest, "_entry", meanwhile)
+    assert Run.load(folder).faults() == {}
+
+
 def test_two_commands_at_once(folder):
     with manifest.changing(folder, "figures"):
         (folder / "figures/classes.png").write_bytes(b"new")
@@ -151,11 +172,59 @@ def test_evaluation_outlives_a_spoilt_manifest(folder):
     assert Run.load(folder).evaluation()["elbo"]["mean"] == -1
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_evaluation_that_cannot_be_kept_is_printed(folder, monkeypatch, capsys, begun):
+    """As the training went on meanwhile, or there is no room."""
+    run, cvae = Run.load(folder), Run.load(folder).model()
+    before, evaluate = run.evaluation(), evaluation.evaluate
+
+    def evaluate_while_it_changes(*given, **options):
+        result = evaluate(*given, **options)
+        if begun:
+            cvae.save(folder / "model.keras")
+        else:
+            monkeypatch.setattr(run_module, "write_atomically", no_room)
+        return result
+
+    def no_room(path, write):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(evaluation, "evaluate", evaluate_while_it_changes)
+    with pytest.raises(
+        ValueError if begun else OSError, match="evaluate again after that" if begun else "No space left"
+    ):
+        evaluate_run(run, load_dataset(run.config.dataset), SHORT)
+    assert "log p(x|y)" in capsys.readouterr().out
+    assert run.evaluation() == before
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_an_evaluation(folder, monkeypatch):
+    def none(*given, **options):
+        raise AssertionError
+
+    def read_only(path, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    run, data = Run.load(folder), load_dataset(Run.load(folder).config.dataset)
+    monkeypatch.setattr(evaluation, "evaluate", none)
+    monkeypatch.setattr(pathlib.Path, "touch", read_only)
+    with pytest.raises(OSError, match="expected to write it, got: Read-only file system"):
+        evaluate_run(run, data, SHORT)
+
+
+def test_summary_of_one_test_image(folder):
+    run = Run.load(folder)
+    one = {"mean": 1.0, "standard_error": None}
+    run.write_evaluation({**run.evaluation(), "label_posterior_accuracy": one, "elbo": one})
+    summary = dataclasses.replace(run, config=small("x.npz", model="m2")).summary()
+    assert "that q(y|x) has right: 100.00% +- ?\n" in summary
+    assert "elbo 1.00 +- ?" in summary
+
+
 def test_evaluation_and_plot_keep_the_manifest(folder):
     run = Run.load(folder)
     dataset = load_dataset(run.config.dataset)
-    settings = {"num_importance_samples": 2, "num_images": 6, "generated_per_class": 2, "classifier_epochs": 1}
-    evaluate_run(run, dataset, EvaluationConfig(**settings))
+    evaluate_run(run, dataset, SHORT)
     assert "bayes_accuracy" in run.evaluation()
     assert cli.main(["plot", str(folder)]) == 0
     assert "figures/calibration.png" in manifest.read(folder)[0]
@@ -245,14 +314,18 @@ def test_data_are_found_where_they_were_moved_to_with_the_run(relative, npz, cap
     images, labels = stripes(seed=1)
     np.savez(npz, images=images, labels=labels)
     assert relative.training_data().fingerprint() == relative.dataset_sha256
-    # Where neither is as it was, it is the first one, of which `--resume` tells where it is.
+    assert relative.training_data().name == "stripes.npz"
+    # Where neither is as it was, nothing is measured on images that may have been trained on.
     images, labels = stripes(seed=2)
     np.savez(npz.name, images=images, labels=labels)
-    assert relative.training_data().fingerprint() == load_dataset(npz).fingerprint() != relative.dataset_sha256
-    assert cli.main(["train", "--resume", "--output", str(relative.path)]) == 2
-    assert f"was begun (in {npz}), got other images" in capsys.readouterr().err
-    npz.rename(npz.name)
-    assert relative.training_data().name == "stripes.npz"
+    for command in (["train", "--resume", "--output"], ["evaluate"]):
+        assert cli.main([*command, str(relative.path)]) == 2
+        assert f"was begun (in {npz}), got other images, labels or classes; bring them back" in capsys.readouterr().err
+    assert cli.main(["plot", str(relative.path)]) == 0
+    out, err = capsys.readouterr()
+    assert "without figures of real images" in err
+    assert "styles.png" not in out
+    npz.unlink()
     pathlib.Path(npz.name).unlink()
     with pytest.raises(
         ValueError, match=f"expected {npz}, where it was at the training, or stripes.npz in this folder"
@@ -265,6 +338,16 @@ def test_a_folder_that_is_gone_is_no_tfds_set(relative, tmp_path):
     gone = dataclasses.replace(gone, config=dataclasses.replace(gone.config, dataset="mnist"))
     with pytest.raises(ValueError, match="where it was at the training, or mnist in this folder, got none;"):
         gone.training_data()
+
+
+@pytest.mark.mnist
+def test_a_folder_of_the_name_of_a_tfds_set_is_not_the_data(tmp_path, dataset, monkeypatch):
+    """Not even the run itself, whose folder may have that name."""
+    monkeypatch.chdir(tmp_path)
+    run = Run.create("mnist", small("mnist"), dataset)
+    (run.path / "figures").mkdir()
+    run = dataclasses.replace(Run.load("mnist"), dataset_sha256="")
+    assert run.training_data().image_shape == (28, 28, 1)
 
 
 @pytest.mark.parametrize(
@@ -374,6 +457,53 @@ def test_folder_is_deleted_while_training(tmp_path, npz):
     assert run.model().generate([0], seed=0).shape == (1, 8, 8, 1)
     assert len(run.history()) >= 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_another_program_is_not_overwritten(tmp_path, npz):
+    paper = tmp_path / "paper"
+    for name in ("config.json", "figures/photo.png", "backup/thesis.tex", "history.csv"):
+        (paper / name).parent.mkdir(parents=True, exist_ok=True)
+        (paper / name).write_text('{"model_type": "bert"}')
+    for options in ({"overwrite": True}, {}):
+        with pytest.raises(ValueError, match="which holds something else than a run"):
+            train(small(npz), paper, verbose=0, **options)
+    assert {path.read_text() for path in paper.rglob("*") if path.is_file()} == {'{"model_type": "bert"}'}
+
+
+def test_folders_that_cannot_be_flushed(tmp_path, monkeypatch):
+    """As of some file systems of networks, where files can be."""
+    fsync = os.fsync
+
+    def files_alone(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", files_alone)
+    atomic.write_atomically(tmp_path / "file", lambda path: path.write_text("whole"))
+    assert (tmp_path / "file").read_text() == "whole"
+
+
+def test_ctrl_c_that_is_ignored_stays_so():
+    """As of a job in the background of a script."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert interruption.Interruption().listen() is None
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_twice_does_not_wait():
+    handler = signal.getsignal(signal.SIGINT)
+    listener = interruption.Interruption()
+    assert listener.listen() == handler
+    signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == handler
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        listener.on_train_batch_end(0)
 
 
 def test_folder_that_cannot_be_written(npz, tmp_path, capsys):

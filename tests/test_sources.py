@@ -1,3 +1,4 @@
+import concurrent.futures
 import io
 import os
 import pathlib
@@ -5,6 +6,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import types
 import zlib
@@ -165,6 +167,33 @@ def test_folder_with_grey_and_colour_pictures(tmp_path):
     assert load_dataset(folder).image_shape == (10, 12, 3)
 
 
+@pytest.mark.parametrize("large", [False, True])
+def test_transparent_pictures_are_on_paper(tmp_path, decoded_once, monkeypatch, large):
+    """Black ink on nothing, as drawing programs save it, and half of it; opaque grey as it is."""
+    ink = np.zeros((10, 12, 4), np.uint8)
+    ink[:5, :, 3] = 255
+    ink[5, :, 3] = 128
+    grey = np.arange(120, dtype=np.uint8).reshape(10, 12)
+    for index in range(20):
+        for name, picture in (
+            ("ink", PIL.Image.fromarray(ink)),
+            ("grey", PIL.Image.merge("LA", [PIL.Image.fromarray(grey), PIL.Image.new("L", (12, 10), 255)])),
+        ):
+            (tmp_path / "drawn" / name).mkdir(parents=True, exist_ok=True)
+            picture.save(tmp_path / "drawn" / name / f"{index}.png")
+    monkeypatch.setattr(cache, "MAX_BYTES_IN_MEMORY", 1000 if large else 10**6)
+    data = load_dataset(tmp_path / "drawn")
+    assert isinstance(data.train.images, RowsOnDisk) == large
+    images = {
+        name: data.train.images[np.flatnonzero(data.train.labels == label)[:1]][0]
+        for label, name in enumerate(data.class_names)
+    }
+    np.testing.assert_array_equal(images["grey"], np.repeat(grey[..., np.newaxis], 3, axis=-1))
+    assert np.all(images["ink"][:5] == 0)
+    assert np.all(np.abs(images["ink"][5].astype(int) - 127) <= 1)
+    assert np.all(images["ink"][6:] == 255)
+
+
 @pytest.fixture
 def decoded_once(tmp_path, monkeypatch):
     """As if the memory were small: a function that loads, and tells whether the images were decoded for it."""
@@ -217,6 +246,48 @@ def test_a_folder_that_has_changed_is_decoded_again(tmp_path, decoded_once):
     # What nothing would find any more is gone, and what is open is still there.
     assert len(list((tmp_path / "cache").rglob("images.npy"))) == 1
     assert len({data.fingerprint() for data in (first, second, third)}) == 3
+
+
+def test_a_picture_of_the_same_size_is_decoded_again(tmp_path, decoded_once):
+    folder = write_folder(tmp_path / "pets")
+    picture = folder / "cat" / "00.bmp"
+    PIL.Image.new("L", (12, 10), 98).save(picture)
+    first, _ = decoded_once(folder)
+    size = picture.stat().st_size
+    PIL.Image.new("L", (12, 10), 99).save(picture)
+    assert picture.stat().st_size == size
+    second, decoded = decoded_once(folder)
+    assert decoded
+    assert second.fingerprint() != first.fingerprint()
+
+
+def test_what_was_cleaned_away_is_decoded_again(tmp_path, decoded_once):
+    folder = write_folder(tmp_path / "pets")
+    first, _ = decoded_once(folder)
+    (file,) = (tmp_path / "cache").rglob("images.npy")
+    file.unlink()
+    second, decoded = decoded_once(folder)
+    assert decoded
+    assert second.fingerprint() == first.fingerprint()
+
+
+def test_two_that_ask_at_once_decode_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    written, both = [], threading.Barrier(2, timeout=60)
+
+    def write(folder):
+        time.sleep(0.5)
+        np.save(folder / "images.npy", np.zeros(3))
+        written.append(folder)
+
+    def ask():
+        both.wait()
+        return cache.decoded("pets", "source", "state", ["images"], write)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        first, second = [asked.result(60) for asked in [threads.submit(ask), threads.submit(ask)]]
+    assert first == second
+    assert len(written) == 1
 
 
 def test_a_decoding_that_fails_leaves_nothing(tmp_path, decoded_once, monkeypatch):
@@ -432,6 +503,7 @@ def test_names_of_classes_are_printable(tmp_path, name):
     ("class_names", "message"),
     [
         (["a", "b"], "labels: expected 0 to 1, got 2"),
+        (["a", "b", "a"], "expected class names that differ, got 'a' more than once"),
         (["a", "b", "c", "d"], "expected at least one training image of each class, got none of 'd'"),
         ([["a", "b", "c"]], r"class_names: expected a list of text or integers, .* got shape \[1, 3\]"),
         ([0.5, 1.5, 2.5], "class_names: expected a list of text or integers, .* of dtype float64"),
@@ -480,6 +552,12 @@ def test_what_does_not_look_like_a_name_is_not_looked_up(monkeypatch, name):
 def test_what_is_no_name(name):
     with pytest.raises(TypeError, match=r"dataset: expected a name or a path, got .* of type"):
         load_dataset(name)
+
+
+def test_an_npz_of_other_names(tmp_path):
+    np.savez(tmp_path / "keras.npz", x_train=np.zeros(3), y_train=np.zeros(3))
+    with pytest.raises(ValueError, match=r"expected the arrays 'images' and 'labels', got \['x_train', 'y_train'\]"):
+        load_dataset(tmp_path / "keras.npz")
 
 
 def test_an_npz_that_is_no_file(tmp_path):

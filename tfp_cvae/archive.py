@@ -109,6 +109,12 @@ def load_arrays(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str,
         ) from error
 
 
+def array_names(path: str | os.PathLike[str]) -> list[str]:
+    """Names of the arrays of an `.npz` file, at most ten."""
+    with zipfile.ZipFile(path) as file:
+        return [one_line(name.removesuffix(".npy"), 50) for name in file.namelist()[:10]]
+
+
 def map_arrays(folder: pathlib.Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Reads arrays of `.npy` files after a look at what each claims to be, and maps those of images; no pickles.
 

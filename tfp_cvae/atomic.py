@@ -45,6 +45,14 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[pathlib.Path
     return path
 
 
+def check_can_write(folder: pathlib.Path) -> None:
+    """Raises OSError if no file can be written in a folder."""
+    temporary = _temporary(folder)
+    with _explained(folder):
+        temporary.touch()
+        temporary.unlink()
+
+
 def write_folder(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
     """Writes a folder that appears whole.
 
@@ -115,6 +123,10 @@ def flush(path: pathlib.Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems, of networks above all, do so for files alone.
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 

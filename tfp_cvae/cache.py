@@ -6,7 +6,7 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import filelock
 import numpy as np
@@ -18,7 +18,7 @@ from tfp_cvae.archive import one_line
 MAX_BYTES_IN_MEMORY = 2 * 2**30
 
 # Of what is in the folders.
-_VERSION = 1
+_VERSION = 2
 
 
 def folder() -> pathlib.Path:
@@ -27,7 +27,9 @@ def folder() -> pathlib.Path:
     return pathlib.Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache"), "tfp_cvae")
 
 
-def decoded(name: str, source: object, state: object, write: Callable[[pathlib.Path], None]) -> pathlib.Path:
+def decoded(
+    name: str, source: object, state: object, arrays: Sequence[str], write: Callable[[pathlib.Path], None]
+) -> pathlib.Path:
     """The folder of the arrays that a source was decoded into, now or before.
 
     Processes that ask for the same at once wait for the first of them, and one that is killed leaves nothing that is
@@ -37,30 +39,36 @@ def decoded(name: str, source: object, state: object, write: Callable[[pathlib.P
         name: Name of the source, for messages.
         source: What tells the source from all others, by its `repr`.
         state: What tells it from what it was before, likewise; what was decoded then is deleted.
+        arrays: Names of the `.npy` files in the folder, without that suffix. If one is gone, they are decoded again.
         write: Function that decodes into an empty folder.
 
     Raises:
         OSError: If there is no room, or the folder cannot be written.
     """
     entry = folder() / _digest(source)
-    arrays = entry / _digest((_VERSION, state))
-    if arrays.is_dir():
-        return arrays
+    found = entry / _digest((_VERSION, state))
+
+    def is_whole() -> bool:
+        # What cleans caches deletes files that were not read for long, and leaves their folder.
+        return all((found / f"{array}.npy").is_file() for array in arrays)
+
+    if is_whole():
+        return found
     try:
         entry.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(entry / ".lock"):
-            if not arrays.is_dir():
+            if not is_whole():
                 for old in entry.iterdir():
                     if old.is_dir():
                         shutil.rmtree(old)
-                print(f"{name}: decoding the images once, into {arrays}", file=sys.stderr, flush=True)
-                atomic.write_folder(arrays, write)
+                print(f"{name}: decoding the images once, into {found}", file=sys.stderr, flush=True)
+                atomic.write_folder(found, write)
     except OSError as error:
         raise OSError(
             f"{name}: expected to keep the decoded images in {one_line(folder())}, got "
             f"{one_line(error.__cause__ or error)}; make room, or set XDG_CACHE_HOME to another folder"
         ) from error
-    return arrays
+    return found
 
 
 def write_images(path: pathlib.Path, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> None:

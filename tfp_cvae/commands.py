@@ -121,7 +121,7 @@ class Generate:
         run = Run.load(self.run_folder)
         run.check_has_model()
         run.class_number(self.label)
-        pictures.check_samples(self.count, self.output)
+        pictures.check_samples(self.count, self.seed, self.output)
         import_tensorflow()
         from tfp_cvae.figures import save_samples
 
@@ -146,13 +146,10 @@ class Plot:
         cvae = run.model()
         try:
             dataset = run.training_data()
-        except (OSError, ValueError) as error:
-            print(f"without styles.png, which needs the data set: {error}", file=sys.stderr)
+        except (OSError, TypeError, ValueError) as error:
+            print(f"without figures of real images, which need the data set: {error}", file=sys.stderr)
             dataset = None
-        drawn = figures.draw(run, cvae, dataset)
-        if dataset is not None:
-            drawn += figures.draw_evaluation(run, dataset)
-        for path in drawn:
+        for path in figures.draw(run, cvae, dataset) + figures.draw_evaluation(run, dataset):
             print(path)
 
 
@@ -201,8 +198,7 @@ class Request:
         from tfp_cvae import pictures
         from tfp_cvae.client import request_images
 
-        pictures.check_samples(self.count, self.output)
-        checks.seed("seed", self.seed)
+        pictures.check_samples(self.count, self.seed, self.output)
         if self.label is not None and not re.fullmatch(r"\d{1,9}", self.label):
             raise ValueError(f"label: expected the number of a class, from 0 (model_card.json), got {self.label!r}")
         if self.url.startswith("grpc:"):

@@ -1,6 +1,8 @@
 """Images and labels, validated, and the batches that `fit` takes."""
 
+import collections
 import dataclasses
+import functools
 import hashlib
 import typing
 from collections.abc import Sequence
@@ -249,6 +251,10 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """SHA-256 of all images, labels and names of classes, in hexadecimal digits."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self.class_names).encode())
         for split in (self.train, self.validation, self.test):
             digest.update(repr(split.images.shape).encode())
@@ -278,13 +284,20 @@ class Dataset:
 
         Raises:
             TypeError: If a value is not an integer.
-            ValueError: If `num_labels` is no multiple of the number of classes, or there are not as many images.
+            ValueError: If `num_labels` is no multiple of the number of classes, or there are not as many images, or too
+                few are left for a validation split without labels.
         """
         images, labels = self._source()
         labels = splits.few_labels(labels, self.class_names, num_labels, seed)
         train = dataclasses.replace(self.train, images=images, labels=labels)
         validation = dataclasses.replace(self.validation, labels=np.full_like(self.validation.labels, UNLABELLED))
         if self.split_off is not None:
+            most = len(labels) - len(validation)
+            if num_labels > most:
+                raise ValueError(
+                    f"num_labels: expected at most {most // self.num_classes * self.num_classes:,}, as the "
+                    f"{len(validation):,} validation images have none, got {num_labels:,}; leave it out to train on all"
+                )
             train, validation = train.divided(splits.split_off(self.name, labels, len(validation)), "validation")
         return dataclasses.replace(self, train=train, validation=validation, split_off=None)
 
@@ -322,6 +335,9 @@ def make_dataset(
         TypeError: If images or labels are of the wrong kind.
         ValueError: If shapes or values do not fit, a class has no training image, or a split would be empty.
     """
+    twice = [class_name for class_name, count in collections.Counter(class_names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{name}: expected class names that differ, got {twice[0]!r} more than once")
     given = {"train": train, "validation": validation, "test": test}
     pairs = {split: pair for split, pair in given.items() if pair is not None}
     pixels = {split: checks.pixels(f"{name}: {split} images", images) for split, (images, _) in pairs.items()}

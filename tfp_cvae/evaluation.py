@@ -8,13 +8,14 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfp_cvae import distribution, latents, on_disk, recognition
+from tfp_cvae import atomic, distribution, latents, on_disk, recognition
 from tfp_cvae.classification import classify, label_posterior_accuracy
 from tfp_cvae.config import Binarization, EvaluationConfig
 from tfp_cvae.data import Dataset, Split
 from tfp_cvae.importance import products_per_second
 from tfp_cvae.likelihood import Likelihood, likelihood_under_each_label
 from tfp_cvae.model import CVAE
+from tfp_cvae.model_files import weights_sha256
 from tfp_cvae.results import ClassEvaluation, Estimate, Evaluation, LabelUse, LatentUse, SampleQuality
 from tfp_cvae.run import Run, held_out_protocol
 from tfp_cvae.semi_supervised import SemiSupervisedCVAE
@@ -91,6 +92,7 @@ def evaluate(
         **{key: value for key, value in dataclasses.asdict(config).items() if key != "num_importance_samples"},
         "num_images": len(image),
         "num_real_test_images": len(dataset.test),
+        "weights_sha256": weights_sha256(cvae),
         "jit_compile": jit_compile,
         "num_workers": 1 if strategy is None else distribution.num_workers(strategy),
         "latents_decoded": likelihood.decoded,
@@ -129,7 +131,8 @@ def evaluate_run(
         strategy: As for `evaluate`; the chief writes.
 
     Raises:
-        ValueError: If the run has no model yet, or the data set does not fit it.
+        ValueError: If the run has no model yet, the data set does not fit it, or the run was trained on meanwhile.
+        OSError: If the folder cannot be written; the result is printed then, if it is there.
     """
     if run.class_names and dataset.class_names != run.class_names:
         expected, found = (", ".join(names) for names in (run.class_names, dataset.class_names))
@@ -137,6 +140,10 @@ def evaluate_run(
             f"dataset: expected the classes {expected}, as of the run, got {dataset.name} with {found}; give the data "
             "set that the run was trained on"
         )
+    writes = strategy is None or distribution.is_chief(strategy)
+    if writes:
+        atomic.check_can_write(run.path)
+    model_sha256 = run.model_sha256()
     result = evaluate(
         run.model(),
         dataset,
@@ -146,8 +153,18 @@ def evaluate_run(
         verbose=verbose,
         strategy=strategy,
     )
-    if strategy is None or distribution.is_chief(strategy):
-        run.write_evaluation(result.to_dict())
+    if writes:
+        try:
+            if model_sha256 != run.model_sha256():
+                raise ValueError(
+                    f"run: expected the model of {str(run.path)!r} as it was when its evaluation began, got another "
+                    "one, as its training goes on; evaluate again after that"
+                )
+            run.write_evaluation(result.to_dict())
+        except (OSError, ValueError):
+            # What may have taken hours is not lost for it.
+            print(result)
+            raise
     return result
 
 

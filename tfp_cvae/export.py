@@ -16,6 +16,7 @@ from tensorflow_serving.config import model_server_config_pb2
 from tfp_cvae import checks
 from tfp_cvae.atomic import write_atomically, write_next_version
 from tfp_cvae.model import CVAE
+from tfp_cvae.model_files import weights_sha256
 from tfp_cvae.run import Run, versions
 from tfp_cvae.semi_supervised import SemiSupervisedCVAE
 from tfp_cvae.signatures import signatures
@@ -111,15 +112,16 @@ def export_run(run: Run, base_path: str | os.PathLike[str], *, num_importance_sa
     """Exports the model of a run as `export_saved_model` does.
 
     `classify` weighs the classes by their shares in the training images, and the card tells the names of the classes,
-    the settings of the training and, if it was evaluated, its results.
+    the settings of the training and, if this model was evaluated, its results.
     """
     card = {"classes": run.class_names, "config": run.config.to_dict(), "trained_with": run.versions}
-    if run.has_evaluation():
-        evaluation = run.evaluation()
+    cvae = run.model()
+    evaluation = run.evaluation() if run.has_evaluation() else None
+    # Not that of an earlier model, which an unfinished training can have.
+    if evaluation and evaluation["protocol"].get("weights_sha256") in (None, weights_sha256(cvae)):
         card["evaluation"] = {
             name: value for name, value in evaluation.items() if name == "protocol" or "standard_error" in value
         }
-    cvae = run.model()
     return export_saved_model(
         cvae,
         base_path,

@@ -33,12 +33,12 @@ def draw(run: Run, cvae: CVAE, dataset: Dataset | None = None) -> list[pathlib.P
     return _write(run, _figures(run, cvae, dataset))
 
 
-def draw_evaluation(run: Run, dataset: Dataset) -> list[pathlib.Path]:
+def draw_evaluation(run: Run, dataset: Dataset | None) -> list[pathlib.Path]:
     """Draws the figures of an evaluated run into `figures/`.
 
     Args:
         run: The run.
-        dataset: The data set of the evaluation.
+        dataset: The data set of the evaluation; None to leave out `neighbours.png`.
 
     Returns:
         The files: `latent.png`, and for a model with classes `calibration.png`, `class_tables.png` and
@@ -56,15 +56,16 @@ def save_samples(run: Run, label: str | None, count: int, seed: int, path: pathl
         run: The run.
         label: Name of the class, or its number; None for a model without classes.
         count: Number of images, 1 to 1,000.
-        seed: Seed of the first image; the others follow it.
+        seed: Seed of the first image, in [0, 2**31); the others follow it.
         path: Picture to write.
 
     Raises:
         FileNotFoundError: If there is no folder for the picture.
-        TypeError: If count is not an integer.
-        ValueError: If count is out of range, the label does not exist, or the format of the picture is not known.
+        TypeError: If count or seed is not an integer.
+        ValueError: If count or seed is out of range, the label does not exist, or the format of the picture is not
+            known.
     """
-    pictures.check_samples(count, path)
+    pictures.check_samples(count, seed, path)
     number = run.class_number(label)
     images = run.model().generate(None if number is None else [number] * count, seed + np.arange(count)).numpy()
     name = "" if number is None else f", class {run.class_names[number]}"
@@ -178,7 +179,7 @@ def _styles(run: Run, cvae: CVAE, dataset: Dataset) -> Figure:
     )
 
 
-def _evaluation_figures(run: Run, dataset: Dataset) -> Iterator[tuple[str, Figure]]:
+def _evaluation_figures(run: Run, dataset: Dataset | None) -> Iterator[tuple[str, Figure]]:
     result = run.evaluation()
     protocol = result["protocol"]
     name = f"{_short(protocol['dataset'])}: {protocol['num_images']:,} test images {run.binarization_note()}"
@@ -196,7 +197,8 @@ def _evaluation_figures(run: Run, dataset: Dataset) -> Iterator[tuple[str, Figur
     )
     elbo_by_label = np.array(result["label"]["elbo_by_label"], float)
     yield "class_tables", plotting.class_tables(measured["confusion"], elbo_by_label, run.class_names, title)
-    yield "neighbours", _neighbours(run, dataset)
+    if dataset is not None:
+        yield "neighbours", _neighbours(run, dataset)
 
 
 def _neighbours(run: Run, dataset: Dataset) -> Figure:

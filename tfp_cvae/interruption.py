@@ -22,6 +22,9 @@ class Interruption(keras.callbacks.Callback):
         if threading.current_thread() is not threading.main_thread():
             return None
         previous = signal.getsignal(signal.SIGINT)
+        if previous in (signal.SIG_IGN, None):
+            # Of a job in the background, whose shell keeps Ctrl-C from it; or not of Python.
+            return None
 
         def ask(number: int, frame: Any) -> None:
             self._asked = True

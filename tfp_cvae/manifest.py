@@ -24,14 +24,15 @@ def changing(folder: pathlib.Path, *names: str) -> Iterator[None]:
     files = {name: entry for name, entry in files.items() if not _within(name, names)}
     _write(folder, files, sorted({*others, *names}))
     yield
-    # Again, as another command may have written other files.
-    files, others = _read_if_whole(folder)
+    written = {}
     for name in names:
         path = folder / name
         for file in path.rglob("*") if path.is_dir() else [path]:
             if file.is_file():
-                files[file.relative_to(folder).as_posix()] = _entry(file)
-    _write(folder, files, sorted(set(others) - set(names)))
+                written[file.relative_to(folder).as_posix()] = _entry(file)
+    # Read again at the last moment, as another command may have written other files.
+    files, others = _read_if_whole(folder)
+    _write(folder, files | written, sorted(set(others) - set(names)))
 
 
 def read(folder: pathlib.Path) -> tuple[dict[str, dict[str, object]], list[str]]:
@@ -88,9 +89,17 @@ def _within(name: str, folders: tuple[str, ...]) -> bool:
     return any(name == folder or name.startswith(f"{folder}/") for folder in folders)
 
 
+def sha256(path: pathlib.Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
 def _entry(path: pathlib.Path) -> dict[str, object]:
-    content = path.read_bytes()
-    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return {"size": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _read_if_whole(folder: pathlib.Path) -> tuple[dict[str, dict[str, object]], list[str]]:

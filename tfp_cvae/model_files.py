@@ -4,6 +4,7 @@ It is a program as much as it is data: Keras imports every module that its `conf
 well, calls what it finds there, and allocates what the layers ask for before it looks at the weights.
 """
 
+import hashlib
 import importlib
 import io
 import math
@@ -13,12 +14,13 @@ import zipfile
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tfp_cvae import archive
 
 if TYPE_CHECKING:
     from tfp_cvae.model import CVAE
 
-_MAX_MODEL_BYTES = 2**30
 _MAX_OBJECTS = 10_000
 _MAX_IMAGE_SIZE = 2**26
 # Through the layers of a network, which Keras writes in the order in which they are called.
@@ -101,6 +103,14 @@ def load_keras(path: str | os.PathLike[str]) -> "CVAE":
         ) from error
 
 
+def weights_sha256(cvae: "CVAE") -> str:
+    """SHA-256 of the weights, in hexadecimal digits: what tells a trained model from another, whenever it was saved."""
+    digest = hashlib.sha256()
+    for weight in cvae.get_weights():
+        digest.update(np.ascontiguousarray(weight).data)
+    return digest.hexdigest()
+
+
 def _model_contents(file: zipfile.ZipFile, size: int) -> dict[str, bytes]:
     """Bytes of the members that Keras reads, whose checksums are thereby verified."""
     # Keras does not compress, so that nothing can be larger than the file.
@@ -115,12 +125,8 @@ def _model_contents(file: zipfile.ZipFile, size: int) -> dict[str, bytes]:
     total = sum(member.file_size for member in members.values())
     if not {_CONFIG, _METADATA, _WEIGHTS} <= set(members):
         raise ValueError(f"one without {_CONFIG}, {_METADATA} or {_WEIGHTS}; save it with tf_keras")
-    if (
-        total > min(size, _MAX_MODEL_BYTES)
-        or members[_CONFIG].file_size > archive.MAX_JSON_BYTES
-        or len(members) > 1000
-    ):
-        raise ValueError(f"members of {total:,} bytes, more than are in the file or than a model has")
+    if total > size or members[_CONFIG].file_size > archive.MAX_JSON_BYTES or len(members) > 1000:
+        raise ValueError(f"{len(members)} members of {total:,} bytes, more than are in the file or than a model has")
     return {name: file.read(name) for name in (_CONFIG, _METADATA, _WEIGHTS)}
 
 

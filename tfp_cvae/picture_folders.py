@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+import PIL.Image
 
 from tfp_cvae import cache, checks
 from tfp_cvae.archive import check_packing, file_size, map_arrays, one_line
@@ -72,15 +73,19 @@ def _on_disk(path: pathlib.Path, files: Sequence[pathlib.Path], size: tuple[int,
         pictures = (np.broadcast_to(np.atleast_3d(picture), shape) for picture in _each(files, _decoded))
         cache.write_images(folder / "images.npy", (len(files), *shape), pictures)
 
-    status = [(file.parent.name, file.name, os.stat(file)) for file in files]
-    kept = [(folder, name, found.st_size, found.st_mtime_ns) for folder, name, found in status]
-    arrays = cache.decoded(one_line(path), ("pictures", os.path.abspath(path)), kept, write)
+    kept = [(file.parent.name, file.name, file_size(file, "picture"), os.stat(file).st_mtime_ns) for file in files]
+    arrays = cache.decoded(one_line(path), ("pictures", os.path.abspath(path)), kept, ["images"], write)
     return map_arrays(arrays, ["images"])["images"]
 
 
 def _decoded(picture: Any) -> np.ndarray:
-    """`[height, width]` or `[height, width, 3]` uint8."""
-    return np.asarray(picture.convert("L" if _is_grey(picture) else "RGB"))
+    """`[height, width]` or `[height, width, 3]` uint8, on white where it is transparent, as on paper."""
+    kind = "L" if _is_grey(picture) else "RGB"
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        paper = PIL.Image.new("RGBA", picture.size, "white")
+        picture = PIL.Image.alpha_composite(paper, picture)
+    return np.asarray(picture.convert(kind))
 
 
 def _is_grey(picture: Any) -> bool:
@@ -89,8 +94,6 @@ def _is_grey(picture: Any) -> bool:
 
 def _each(files: Sequence[pathlib.Path], take: Callable[[Any], _Taken]) -> Iterator[_Taken]:
     """What a function takes of each picture; all are of one size, and looked at before anything of them is decoded."""
-    import PIL.Image
-
     decoded, on_disk, first_size = 0, 0, None
     for file in files:
         on_disk += file_size(file, "picture")

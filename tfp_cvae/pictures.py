@@ -16,17 +16,18 @@ _COLUMNS = 8
 _MOST_SAMPLES = 1000
 
 
-def check_samples(count: int, path: pathlib.Path) -> None:
+def check_samples(count: int, seed: int, path: pathlib.Path) -> None:
     """Raises if `save_samples` could not write that many images, before they are made.
 
     Args:
         count: Number of images, 1 to 1,000.
+        seed: Seed of the first of them, in [0, 2**31).
         path: Picture to write.
 
     Raises:
         FileNotFoundError: If there is no folder for it.
-        TypeError: If count is not an integer.
-        ValueError: If count is out of range, or the format of the picture is not known.
+        TypeError: If count or seed is not an integer.
+        ValueError: If count or seed is out of range, or the format of the picture is not known.
     """
     checks.integer("count", count, 1)
     if count > _MOST_SAMPLES:
@@ -34,7 +35,9 @@ def check_samples(count: int, path: pathlib.Path) -> None:
             f"count: expected at most {_MOST_SAMPLES:,} images in a picture, got {count:,}; ask for the others with "
             "another seed (--seed)"
         )
-    formats = FigureCanvasAgg.get_supported_filetypes()
+    checks.seed("seed", seed)
+    # Without that which needs LaTeX.
+    formats = [name for name in FigureCanvasAgg.get_supported_filetypes() if name != "pgf"]
     if path.suffix.lstrip(".").lower() not in formats:
         raise ValueError(f"output: expected a picture format as suffix ({', '.join(formats)}), got {str(path)!r}")
     if not path.parent.is_dir():

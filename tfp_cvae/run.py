@@ -45,7 +45,7 @@ class Run:
         versions: Versions of the packages that trained it.
         dataset_sha256: Fingerprint of the data set, `Dataset.fingerprint`; "" in runs of format version 0.
         dataset_path: Where the data set was when the training was begun, absolute; None for one that is no file or
-            folder, and in older runs.
+            folder.
     """
 
     path: pathlib.Path
@@ -116,7 +116,7 @@ class Run:
             format_version = int(content.pop("format_version", 0))
             class_probabilities = tuple(map(float, content.pop("class_probabilities", ())))
             dataset_sha256 = str(content.pop("dataset_sha256", ""))
-            dataset_path = content.pop("dataset_path", None)
+            dataset_path = content.pop("dataset_path", path_of(content["dataset"]))
             dataset_path = None if dataset_path is None else pathlib.Path(dataset_path)
         except (OSError, ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(
@@ -140,13 +140,15 @@ class Run:
 
         Raises:
             TypeError: If images or labels are of the wrong kind.
-            ValueError: If the data set is not there any more.
+            ValueError: If the data set is not there any more, or not as it was.
             ConnectionError: If it would have to be downloaded and there is no connection.
         """
         from tfp_cvae import sources
 
         if self.dataset_path is None:
-            return sources.load_training_data(self.config)
+            dataset = sources.load_training_data(self.config, named=True)
+            self.check_data(dataset)
+            return dataset
         given = self.config.dataset
         places = dict.fromkeys(path for path in (self.dataset_path, path_of(given)) if path and os.path.exists(path))
         if not places:
@@ -160,7 +162,18 @@ class Run:
         if others and dataset.fingerprint() != self.dataset_sha256:
             other = sources.load_training_data(others[0])
             dataset = other if other.fingerprint() == self.dataset_sha256 else dataset
-        return dataclasses.replace(dataset, name=archive.one_line(pathlib.Path(given)))
+        dataset = dataclasses.replace(dataset, name=archive.one_line(pathlib.Path(given)))
+        self.check_data(dataset)
+        return dataset
+
+    def check_data(self, dataset: "Dataset") -> None:
+        """Raises ValueError unless a data set is as it was when the training was begun."""
+        if self.dataset_sha256 not in ("", dataset.fingerprint()):
+            raise ValueError(
+                f"dataset: expected {dataset.name} as it was when the training was begun"
+                + (f" (in {archive.one_line(self.dataset_path)})" if self.dataset_path else "")
+                + ", got other images, labels or classes; bring them back"
+            )
 
     @property
     def backup_folder(self) -> pathlib.Path:
@@ -254,6 +267,11 @@ class Run:
                 f"run: expected a finished training in {str(self.path)!r}, got no model.keras; train it first"
             )
 
+    def model_sha256(self) -> str:
+        """SHA-256 of the file of the trained model, in hexadecimal digits."""
+        self.check_has_model()
+        return manifest.sha256(self.path / "model.keras")
+
     def has_model(self) -> bool:
         """Whether a trained model has been saved."""
         return (self.path / "model.keras").is_file()
@@ -292,7 +310,8 @@ class Run:
         found = (
             ""
             if accuracy is None
-            else f"test images that {by} has right: {accuracy['mean']:.2%} +- {accuracy['standard_error']:.2%}\n"
+            else f"test images that {by} has right: {accuracy['mean']:.2%} +- "
+            f"{_rounded(accuracy['standard_error'], '%')}\n"
         )
         return (
             f"{found}held-out bound, nats per image: {', '.join(bound)}\n"
@@ -353,7 +372,7 @@ def holds_run(path: pathlib.Path) -> bool:
     # Hidden are the lock, and what a killed process has left half written.
     if not path.is_dir() or all(entry.name.startswith(".") for entry in path.iterdir()):
         return False
-    if has_config(path):
+    if has_config(path) and _is_of_run(path / _CONFIG):
         return True
     names = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
     if names == [_BACKUP] and not any((path / _BACKUP).iterdir()):
@@ -397,6 +416,15 @@ def check_free(path: pathlib.Path, overwrite: bool) -> None:
         )
 
 
+def _is_of_run(config: pathlib.Path) -> bool:
+    """Whether a `config.json` is that of a run, as against that of another program."""
+    try:
+        content = archive.parse_json(config.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"versions", "class_names"} <= set(content)
+
+
 def _are_strings(*values: Any) -> bool:
     return all(isinstance(value, str) for value in values)
 
@@ -405,8 +433,8 @@ def _same(path: pathlib.Path | None, other: pathlib.Path | None) -> bool:
     return path is not None and other is not None and path.resolve() == other.resolve()
 
 
-def _rounded(error: float | None) -> str:
-    return "?" if error is None else f"{error:.2f}"
+def _rounded(error: float | None, kind: str = "f") -> str:
+    return "?" if error is None else f"{error:.2{kind}}"
 
 
 def held_out_protocol(

@@ -1,6 +1,7 @@
 """Where images come from: the embedded set, TensorFlow Datasets, arrays in files, or a folder of pictures."""
 
 import concurrent.futures
+import contextlib
 import difflib
 import functools
 import math
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tfp_cvae import cache, checks
-from tfp_cvae.archive import load_arrays, map_arrays, one_line
+from tfp_cvae.archive import array_names, load_arrays, map_arrays, one_line
 from tfp_cvae.config import EMBEDDED, TrainConfig, check_is_there
 from tfp_cvae.data import Dataset, make_dataset
 from tfp_cvae.picture_folders import load_pictures
@@ -57,13 +58,19 @@ def load_dataset(name_or_path: str | os.PathLike[str]) -> Dataset:
         ConnectionError: If a data set would have to be downloaded and there is no connection.
         OSError: If there is no room for decoded images.
     """
-    try:
+    with _on_one_line():
         return _load(name_or_path)
+
+
+@contextlib.contextmanager
+def _on_one_line() -> Iterator[None]:
+    """Names of files and texts of libraries can hold anything."""
+    try:
+        yield
     except (OSError, TypeError, ValueError) as error:
         message = one_line(error, 900)
         if message == str(error):
             raise
-        # Names of files and texts of libraries can hold anything.
         kind = next(kind for kind in (ConnectionError, OSError, TypeError, ValueError) if isinstance(error, kind))
         raise kind(message) from error
 
@@ -75,15 +82,25 @@ def _load(name_or_path: str | os.PathLike[str]) -> Dataset:
         raise TypeError(f"dataset: expected a name or a path, got {one_line(repr(name_or_path))} of type {kind}")
     path = pathlib.Path(name)
     if name == EMBEDDED:
-        return _load_embedded()
+        return _load_named(name)
     if path.suffix == ".npz":
-        return _from_arrays(one_line(path), load_arrays(path, _ARRAYS))
+        arrays = load_arrays(path, _ARRAYS)
+        if not arrays:
+            raise ValueError(f"{one_line(path)}: expected the arrays 'images' and 'labels', got {array_names(path)}")
+        return _from_arrays(one_line(path), arrays)
     # What the system cannot look up, as it is too long or forbidden, is no folder.
     if name and os.path.isdir(path):
         if arrays := map_arrays(path, _ARRAYS):
             return _from_arrays(one_line(path), arrays)
         return load_pictures(path)
     check_is_there(name)
+    return _load_named(name)
+
+
+def _load_named(name: str) -> Dataset:
+    """The embedded set, or one of TFDS, even if there is a file or folder of its name."""
+    if name == EMBEDDED:
+        return _load_embedded()
     if _TFDS_NAME.fullmatch(name) and len(name) <= checks.LONGEST_NAME:
         return _load_tfds(name)
     raise ValueError(_unknown(name))
@@ -106,11 +123,12 @@ def _unknown(name: str, reason: str = "") -> str:
     )
 
 
-def load_training_data(config: TrainConfig) -> Dataset:
+def load_training_data(config: TrainConfig, *, named: bool = False) -> Dataset:
     """Loads the data set of a training, without the labels that nothing may see.
 
     Args:
         config: Settings of the training.
+        named: Whether its data set is known to be embedded or of TFDS, though there may be a folder of that name.
 
     Returns:
         `load_dataset(config.dataset)`; with `num_labels`, `Dataset.with_few_labels` of it.
@@ -120,7 +138,8 @@ def load_training_data(config: TrainConfig) -> Dataset:
         ValueError: If there is no such data set, or it has not as many labels.
         ConnectionError: If a data set would have to be downloaded and there is no connection.
     """
-    dataset = load_dataset(config.dataset)
+    with _on_one_line():
+        dataset = (_load_named if named else _load)(config.dataset)
     return dataset if config.num_labels is None else dataset.with_few_labels(config.num_labels, config.seed)
 
 
@@ -227,7 +246,8 @@ def _load_tfds(name: str) -> Dataset:
     state = os.stat(builder.data_path / "dataset_info.json").st_mtime_ns
     write = functools.partial(_write_splits, builder, {split: (count, *shape) for split, count in splits.items()})
     source = ("tfds", builder.info.full_name, os.fspath(builder.data_path))
-    arrays = map_arrays(cache.decoded(name, source, state, write), _ARRAYS)
+    names = [key for split in splits for key in _SPLITS[split]]
+    arrays = map_arrays(cache.decoded(name, source, state, names, write), _ARRAYS)
     pairs = {split: (arrays[_SPLITS[split][0]], arrays[_SPLITS[split][1]]) for split in splits}
     return make_dataset(name, label.names, **pairs)
 

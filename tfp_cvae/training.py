@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfp_cvae import archive, atomic, distribution, figures
+from tfp_cvae import atomic, distribution, figures
 from tfp_cvae.backup import Backup
 from tfp_cvae.bounds import evaluate_bound
 from tfp_cvae.build import build_cvae, build_semi_supervised_cvae
@@ -33,6 +33,7 @@ from tfp_cvae.lock import locked
 from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate, SemiSupervisedNegativeELBO
 from tfp_cvae.memory import keep_freed_memory
 from tfp_cvae.model import CVAE
+from tfp_cvae.model_files import weights_sha256
 from tfp_cvae.run import Run, has_config, held_out_protocol, run_to_resume, versions
 from tfp_cvae.sources import load_training_data
 
@@ -178,12 +179,7 @@ def _check_can_resume(run: Run, dataset: Dataset) -> None:
             f"output: expected a training that can be resumed, got {str(run.path)!r}, which has no backup: it was made "
             "by an older version, or deleted half-way; begin again with --overwrite"
         )
-    if run.dataset_sha256 != dataset.fingerprint():
-        raise ValueError(
-            f"dataset: expected {dataset.name} as it was when the training to resume was begun"
-            + (f" (in {archive.one_line(run.dataset_path)})" if run.dataset_path else "")
-            + ", got other images, labels or classes; bring them back, or train into another folder"
-        )
+    run.check_data(dataset)
     changed = [name for name, version in versions().items() if run.versions.get(name) != version]
     if changed:
         print(f"resumed with other versions ({', '.join(changed)}): the result can differ in the last digits")
@@ -216,7 +212,7 @@ def _train(run: Run, dataset: Dataset, strategy: tf.distribute.Strategy, verbose
         # Else it is that of the same model, and perhaps of many more samples.
         bound = evaluate_bound(best, held_out_batches(dataset.test, config))
         protocol = held_out_protocol(dataset, config.binarization, bound.num_images, bound.num_samples)
-        result = {**bound.to_dict(), "protocol": protocol}
+        result = {**bound.to_dict(), "protocol": {**protocol, "weights_sha256": weights_sha256(best)}}
         if config.model != "cvae":
             image, label = dataset.test.binarized(config.binarization), dataset.test.labels
             accuracy = label_posterior_accuracy(best, dataset.train, image, label, config.binarization)
