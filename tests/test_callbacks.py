@@ -24,6 +24,33 @@ def test_kl_warm_up(batch):
     np.testing.assert_allclose(weights, [0.5, 1.0, 1.5, 2.0], rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0,), "epochs: expected an integer >= 1, got 0"),
+        ((-2,), "epochs: expected an integer >= 1, got -2"),
+        ((1, float("nan")), "kl_weight: expected a number >= 0, got nan"),
+        ((1, -1.0), "kl_weight: expected a number >= 0, got -1.0"),
+    ],
+)
+def test_kl_warm_ups_that_cannot_be(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        KLWarmUp(*arguments)
+
+
+def test_averages_of_a_loaded_model_begin_at_its_weights(tmp_path, batch):
+    """Of one that was compiled again and saved before its first step."""
+    cvae = compiled()
+    cvae.fit(batch, batch[0], epochs=2, verbose=0)
+    cvae.compile(keras.optimizers.Adam(1e-4, use_ema=True, ema_momentum=0.99), loss=NegativeELBO())
+    cvae.save(tmp_path / "cvae.keras")
+    loaded = keras.models.load_model(tmp_path / "cvae.keras")
+    for model in (cvae, loaded):
+        model.fit(batch, batch[0], shuffle=False, verbose=0)
+    for own, other in zip(cvae.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(own, other)
+
+
 def test_kl_warm_up_needs_a_kl_weight(batch):
     with pytest.raises(TypeError, match="loss: expected NegativeELBO for KLWarmUp"):
         compiled(loss=NegativeIWAE()).fit(batch, batch[0], callbacks=[KLWarmUp(4)], verbose=0)

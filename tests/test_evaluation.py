@@ -10,7 +10,7 @@ from conftest import stripes
 from scipy.special import logsumexp
 from sklearn.metrics import accuracy_score
 
-from tfp_cvae import figures, latents
+from tfp_cvae import figures, latents, objectives
 from tfp_cvae.bounds import evaluate_bound
 from tfp_cvae.build import build_cvae
 from tfp_cvae.config import EvaluationConfig, TrainConfig
@@ -57,6 +57,14 @@ def test_a_whole_evaluation(dataset, prior):
     assert np.sum(result.calibration.confusion) == len(label)
     assert np.trace(result.calibration.confusion) == result.bayes_accuracy.mean * len(label)
     assert result.label.elbo_wrong_label.mean < result.elbo.mean - 5
+    for row in range(3):
+        # Images of the class under each label, by the loss of Keras with other samples.
+        own = image[label == row]
+        under = [
+            np.mean([objectives.elbo(own, sampled(cvae, own, column, seed)) for seed in range(20)])
+            for column in range(3)
+        ]
+        np.testing.assert_allclose(result.label.elbo_by_label[row], under, rtol=0.05)
     diagonal = np.diag(result.label.elbo_by_label)
     np.testing.assert_allclose(diagonal, [found.elbo.mean for found in result.per_class.values()], rtol=1e-6)
     assert sum(found.num_images for found in result.per_class.values()) == len(label)
@@ -69,6 +77,13 @@ def test_a_whole_evaluation(dataset, prior):
     assert result.samples.recognised_worst_class.mean <= result.samples.recognised.mean
     assert result.samples.classification_accuracy_score.mean > 0.9
     assert result.samples.nearest_to_samples.mean > 0
+    train_pixels = dataset.train.images.reshape(len(dataset.train), -1) / 255.0
+    for found, pictures in (
+        (result.samples.nearest_to_test_images, dataset.test.images / 255.0),
+        (result.samples.nearest_to_reconstructions, cvae.reconstruct(image, label).numpy()),
+    ):
+        distances = np.linalg.norm(pictures.reshape(len(pictures), 1, -1) - train_pixels, axis=-1)
+        assert found.mean == pytest.approx(distances.min(axis=1).mean(), rel=1e-4)
     assert result.protocol["num_images"] == len(image)
     # Frozen, and the same again.
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -77,6 +92,42 @@ def test_a_whole_evaluation(dataset, prior):
     text = str(result)
     assert f"{result.log_p_x.mean:.2f} +- {result.log_p_x.standard_error:.2f}" in text
     assert "24 test images, binarized once, seed 0; K = 150 importance samples; seed 0" in text
+
+
+def sampled(cvae, image, label, seed):
+    """Output of the CVAE for images under a label, with latents that are drawn by NumPy."""
+    one_hot = np.eye(3, dtype=np.float32)[np.full(len(image), label)]
+    noise = np.random.default_rng(seed).standard_normal((len(image), cvae.latent_size)).astype(np.float32)
+    return cvae.infer(cvae.posterior(image, one_hot), one_hot, noise)
+
+
+def test_the_bound_of_several_samples_is_measured(dataset):
+    keras.utils.set_random_seed(0)
+    cvae = build_cvae(dataset.image_shape, 3, latent_size=4, width=16, prior="label", num_samples=7)
+    bound = evaluate_bound(cvae, dataset.test.batches(10))
+    image, one_hot = dataset.test.binarized(), dataset.test.one_hot()
+    output = cvae((image, one_hot))
+    log_weights = (
+        output.likelihood.log_prob(image)
+        + output.prior.log_prob(output.latent)
+        - output.posterior.log_prob(output.latent)
+    ).numpy()
+    expected = logsumexp(log_weights, axis=0) - math.log(7)
+    assert bound.iwae.mean == pytest.approx(expected.mean(), rel=1e-5)
+    assert bound.iwae.standard_error == pytest.approx(expected.std(ddof=1) / math.sqrt(len(image)), rel=1e-4)
+    assert bound.iwae.mean > bound.elbo.mean
+    assert bound.num_samples == 7
+
+
+def test_the_variance_of_means_has_no_bias():
+    """Of few images of many classes, too, whose own means take part of it away."""
+    generator = np.random.default_rng(0)
+    label = np.repeat(np.arange(50), 2)
+    mean = generator.standard_normal((40, 100, 3)) * [1.0, 2.0, 0.1] + 10 * label[:, np.newaxis]
+    found = np.mean([latents.variance_of_means(draw, label) for draw in mean], axis=0)
+    np.testing.assert_allclose(found, [1.0, 4.0, 0.01], rtol=0.1)
+    alone = mean[0] - 10 * label[:, np.newaxis]
+    np.testing.assert_allclose(latents.variance_of_means(alone, None), np.var(alone, axis=0, ddof=1))
 
 
 def test_the_same_again(dataset, capsys):
@@ -197,6 +248,8 @@ def test_one_image_of_a_class_and_none_of_another(dataset, tmp_path, npz):
     result = evaluate_run(run, data, config)
     counts = [found.num_images for found in result.per_class.values()]
     assert sum(counts) == 3
+    assert min(counts) < max(counts)
+    assert result.latent.chance == max(counts) / 3
     assert set(result.per_class) == {"0", "1", "2"}
     assert np.shape(result.label.elbo_by_label) == (3, 3)
     stored = run.evaluation()["per_class"]

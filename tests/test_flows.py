@@ -55,6 +55,19 @@ def test_starts_as_a_standard_normal_and_inverts():
     np.testing.assert_allclose(prior.bijector.inverse(prior.bijector.forward(noise)), noise, atol=1e-5)
 
 
+def test_it_broadcasts_as_distributions_do(flow):
+    """Vectors of other shapes than the labels: each with each, one for all, and all for one label."""
+    prior = flow(ONE_HOT)
+    vectors = np.random.default_rng(0).standard_normal((7, 2)).astype(np.float32)
+    each = np.stack([flow(ONE_HOT[[k]]).log_prob(vectors[:, np.newaxis])[:, 0] for k in range(2)], axis=1)
+    np.testing.assert_allclose(prior.log_prob(vectors[:, np.newaxis]), each, rtol=1e-5)
+    np.testing.assert_allclose(prior.log_prob(vectors[0]), each[0], rtol=1e-5)
+    np.testing.assert_allclose(flow(ONE_HOT[[1]]).log_prob(vectors), each[:, 1], rtol=1e-5)
+    moved = prior.bijector.forward(vectors[:, np.newaxis])
+    assert moved.shape == (7, 2, 2)
+    np.testing.assert_allclose(prior.bijector.inverse(moved + 0.0)[:, 1], vectors, atol=1e-5)
+
+
 def test_tensor_value_is_no_random_sample(flow):
     first, second = tf.convert_to_tensor(flow(ONE_HOT)), tf.convert_to_tensor(flow(ONE_HOT))
     np.testing.assert_array_equal(first, second)

@@ -7,6 +7,7 @@ from scipy.special import logsumexp
 
 from tfp_cvae.build import build_cvae
 from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate
+from tfp_cvae.model import CVAE
 
 
 def numpy_terms(cvae, image, one_hot):
@@ -104,8 +105,10 @@ def test_weights_below_zero_are_refused(argument, value):
 
 
 @pytest.mark.parametrize("loss", [NegativeELBO(), NegativeELBO(kl_weight=0.3, free_bits=0.05), NegativeIWAE()])
-def test_the_gradient_is_that_of_the_loss_with_the_noise_held_fixed(cvae, batch, loss):
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_the_gradient_is_that_of_the_loss_with_the_noise_held_fixed(cvae, batch, loss, num_samples):
     """Central differences along a random direction through all weights, in float32."""
+    cvae = CVAE(cvae.encoder, cvae.decoder, cvae.prior_network, num_samples)
     image, one_hot = batch[0][:16], batch[1][:16]
     variables = cvae.trainable_variables
     generator = np.random.default_rng(0)

@@ -7,7 +7,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from tfp_cvae.build import build_cvae
-from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag
+from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag, OneHotCategorical
 from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate
 from tfp_cvae.model import CVAE
 from tfp_cvae.networks import label_prior
@@ -314,6 +314,7 @@ def test_a_mixture_of_classes_is_a_label(cvae, batch):
         ((np.uint8(IMAGE + 255), ONE_HOT), "image: expected values in .0, 1.; divide grey values by 255"),
         ((IMAGE - np.nan, ONE_HOT), "image: expected values in .0, 1.; divide grey values by 255"),
         ((IMAGE, ONE_HOT - np.nan), "one_hot: expected rows in .0, 1. that sum to 1; give one-hot rows"),
+        ((IMAGE, np.int32(2 * ONE_HOT)), "one_hot: expected rows in .0, 1. that sum to 1; give one-hot rows"),
     ],
 )
 @pytest.mark.parametrize("method", ["fit", "evaluate", "predict"])
@@ -322,6 +323,77 @@ def test_values_out_of_range_in_a_dataset_are_refused(cvae, x, message, method):
     spoilt = tf.data.Dataset.from_tensors((x, x[0]))
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         getattr(cvae, method)(spoilt, verbose=0)
+
+
+@pytest.mark.parametrize("method", ["fit", "evaluate"])
+def test_a_target_that_was_not_divided_is_refused(cvae, method):
+    cvae.compile("adam", loss=NegativeELBO())
+    spoilt = tf.data.Dataset.from_tensors(((IMAGE, ONE_HOT), IMAGE + 255))
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=r"y \(the image again\): expected values in .0, 1.; divide"
+    ):
+        getattr(cvae, method)(spoilt, verbose=0)
+    # Which has no part in it.
+    assert cvae.predict(spoilt, verbose=0).shape == IMAGE.shape
+
+
+class Parts(keras.utils.Sequence):
+    """Batches of 20, as Keras had them before `tf.data`."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def __len__(self):
+        return len(self.batch[0]) // 20
+
+    def __getitem__(self, index):
+        image, one_hot = (array[20 * index : 20 * (index + 1)] for array in self.batch)
+        return (image, one_hot), image
+
+
+def test_other_sources_of_batches_are_as_arrays(cvae, batch):
+    """Of generators, and of some data sets, the shapes are not known before they come."""
+    batch = tuple(array[:180] for array in batch)
+    cvae.compile(keras.optimizers.Adam(0.0), loss=NegativeELBO(), metrics=[ELBO()])
+    of_arrays = cvae.evaluate(batch, batch[0], batch_size=20, verbose=0)
+    parts = Parts(batch)
+    without_shapes = tf.data.Dataset.from_generator(
+        lambda: (parts[index] for index in range(len(parts))), output_types=((tf.float32, tf.float32), tf.float32)
+    )
+    for source in (parts, without_shapes, (parts[index] for index in range(len(parts)))):
+        np.testing.assert_allclose(cvae.evaluate(source, verbose=0), of_arrays, rtol=1e-5)
+    for source in (parts, without_shapes, (parts[index] for index in range(len(parts)))):
+        assert cvae.fit(source, verbose=0).history["elbo"][0] == pytest.approx(of_arrays[1], rel=0.05)
+
+
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.int64, np.float64])
+@pytest.mark.parametrize("as_dataset", [False, True])
+def test_numbers_of_other_kinds_are_as_float32(cvae, batch, kind, as_dataset):
+    cvae.compile("adam", loss=NegativeELBO(), metrics=[ELBO(), Distortion()])
+    image, one_hot = batch[0][:20], batch[1][:20]
+    expected = cvae.evaluate((image, one_hot), image, verbose=0)
+    given = ((image.astype(kind), one_hot.astype(kind)), image.astype(kind))
+    given = (tf.data.Dataset.from_tensors(given),) if as_dataset else given
+    np.testing.assert_allclose(cvae.evaluate(*given, verbose=0), expected, rtol=1e-5)
+    assert np.isfinite(cvae.fit(*given, verbose=0).history["loss"]).all()
+
+
+def test_positional_arguments_are_those_of_keras(cvae, batch):
+    image = batch[0]
+    cvae.compile("adam", loss=NegativeELBO(), metrics=[ELBO()])
+    history = cvae.fit(batch, image, 16, 1, 0, None, 0.25).history
+    assert "val_loss" in history
+    twice = np.full(len(image), 2.0)
+    loss, elbo = cvae.evaluate(batch, image, 16, 0, twice, None, [])
+    assert loss == pytest.approx(-2 * elbo, rel=1e-4)
+    assert len(cvae.predict(batch, 16, 0, 2)) == 32
+
+
+def test_class_weight_is_refused(cvae, batch):
+    """Keras would take pixels for classes."""
+    cvae.compile("adam", loss=NegativeELBO())
+    with pytest.raises(ValueError, match=r"class_weight: expected None, as y is the image .* give sample_weight"):
+        cvae.fit(batch, batch[0], class_weight={0: 1.0, 1: 5.0}, verbose=0)
 
 
 def test_validation_data_is_checked_too(cvae):
@@ -337,6 +409,14 @@ def test_own_batches_that_are_changed_are_checked(cvae, dataset):
     spoilt = dataset.train.batches(8).map(lambda x, y: ((2 * x[0], x[1]), y))
     with pytest.raises(tf.errors.InvalidArgumentError, match="image: expected values in"):
         cvae.fit(spoilt, verbose=0)
+
+
+def test_labels_in_the_place_of_the_image_of_a_generator_are_refused():
+    vae = build_cvae((8, 8, 1), 0, latent_size=2, width=8)
+    vae.compile("adam", loss=NegativeELBO())
+    labels = np.float32([0, 1, 1, 0, 1, 1])[:, None, None, None]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="not compatible with expected shape"):
+        vae.fit(((IMAGE, labels) for _ in range(2)), verbose=0)
 
 
 @pytest.mark.parametrize("as_dataset", [False, True])
@@ -444,12 +524,33 @@ def test_networks_that_do_not_fit():
         CVAE(encoder, decoder, label_prior(4, 2))
     with pytest.raises(ValueError, match="prior: latent size: expected 2, as of the other networks, got 1"):
         CVAE(encoder, decoder, label_prior(3, 1))
-    with pytest.raises(ValueError, match="params: expected 6 along the last axis, got 10"):
-        MultivariateNormalDiag(3)(np.zeros((1, 10), np.float32))
+    for layer, size, expected in (
+        (MultivariateNormalDiag(3), 10, 6),
+        (IndependentBernoulli((8, 8, 1)), 128, 64),
+        (IndependentBernoulli((8, 8, 1)), 32, 64),
+        (OneHotCategorical(3), 5, 3),
+    ):
+        with pytest.raises(ValueError, match=f"params: expected {expected} for each distribution of .*, got {size}"):
+            layer(np.zeros((4, size), np.float32))
     with pytest.raises(TypeError, match="encoder: expected an output of the layer MultivariateNormalDiag"):
         CVAE(keras.Model(encoder.inputs, keras.layers.Dense(2)(encoder.layers[-2].output)), decoder)
     with pytest.raises(TypeError, match="decoder: expected an output of the layer IndependentBernoulli"):
         CVAE(encoder, keras.Model(decoder.inputs, decoder.layers[-2].output))
+
+
+def test_networks_that_share_a_layer_are_refused():
+    """Keras saves such a model without a word, and cannot load it."""
+    embedding = keras.layers.Dense(5, name="embedding")
+    (image, one_hot), (latent, other) = custom_networks()[0].inputs, custom_networks()[1].inputs
+    join, flat = keras.layers.Concatenate(), keras.layers.Flatten()(image)
+    params = keras.layers.Dense(4)(join([flat, embedding(one_hot)]))
+    encoder = keras.Model([image, one_hot], MultivariateNormalDiag(2)(params))
+    logits = keras.layers.Dense(64)(join([latent, embedding(other)]))
+    decoder = keras.Model([latent, other], IndependentBernoulli((8, 8, 1))(logits))
+    with pytest.raises(
+        ValueError, match=r"decoder: expected layers of its own, got one with the weight 'embedding/kernel"
+    ):
+        CVAE(encoder, decoder)
 
 
 @pytest.mark.parametrize("loss", ["binary_crossentropy", "mse", keras.losses.BinaryCrossentropy(), keras.losses.mse])

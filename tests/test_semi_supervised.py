@@ -393,6 +393,27 @@ def test_labels_are_given_or_not(m2, batch, row):
         m2.fit((batch[0][:8], one_hot), batch[0][:8], verbose=0)
 
 
+def test_a_mixture_in_a_dataset_is_refused_too(m2, batch):
+    m2.compile("adam", loss=SemiSupervisedNegativeELBO())
+    one_hot = np.tile(np.float32([0.5, 0.5, 0]), (8, 1))
+    mixed = tf.data.Dataset.from_tensors(((batch[0][:8], one_hot), batch[0][:8]))
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match="one_hot: expected rows that are one-hot, or 0 for no label"
+    ):
+        m2.fit(mixed, verbose=0)
+
+
+def test_a_generator_of_integers_is_as_arrays(m2, batch):
+    image, one_hot = batch[0][:16], batch[1][:16] * (np.arange(16) % 2)[:, np.newaxis]
+    m2.compile("adam", loss=SemiSupervisedNegativeELBO(), metrics=[ELBO()])
+    of_arrays = m2.evaluate((image, one_hot), image, batch_size=8, verbose=0)
+    as_integers = image.astype(np.uint8), one_hot.astype(int)
+    parts = [((as_integers[0][i : i + 8], as_integers[1][i : i + 8]), as_integers[0][i : i + 8]) for i in (0, 8)]
+    np.testing.assert_allclose(m2.evaluate(iter(parts), verbose=0), of_arrays, rtol=1e-5)
+    m2.deformation = 1.0
+    assert np.isfinite(m2.fit(iter(parts), verbose=0).history["loss"]).all()
+
+
 def test_no_image(m2):
     assert m2.classify_fast(np.zeros([0, 8, 8, 1])).shape == (0, 3)
 

@@ -36,12 +36,17 @@ class KLWarmUp(keras.callbacks.Callback):
 
     Args:
         epochs: Epochs until the full weight is reached, >= 1.
-        kl_weight: Full weight.
+        kl_weight: Full weight, >= 0.
+
+    Raises:
+        TypeError: If an argument is no number.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(self, epochs: int, kl_weight: float = 1.0) -> None:
         super().__init__()
-        self.epochs = epochs
+        self.epochs = checks.integer("epochs", epochs, 1)
+        checks.number("kl_weight", kl_weight, 0)
         self.kl_weight = kl_weight
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
@@ -124,8 +129,9 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
         self.model.set_weights(self._weights)
         raise NonFiniteLossError(
             f"{name}: expected finite values, got {value} in epoch {self.epoch + 1}, {where}, and stopped; the weights "
-            "are those at the beginning of the epoch. Likely reasons: the learning rate is too high, the model began "
-            "with values too large, or own networks divide or take a logarithm of 0"
+            "are those at the beginning of the epoch; compile again before another fit, as the optimizer may have kept "
+            "such values. Likely reasons: the learning rate is too high, the model began with values too large, or own "
+            "networks divide or take a logarithm of 0"
         )
 
 

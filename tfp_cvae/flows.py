@@ -96,12 +96,12 @@ class _Couplings(tfb.Bijector):
         super().__init__(forward_min_event_ndims=1, name="couplings")
 
     def _forward(self, noise: tf.Tensor) -> tf.Tensor:
-        vector, one_hot = self._rows(noise)
+        vector, one_hot, shape = self._rows(noise)
         for index in reversed(range(self._depth)):
             read, moved = _halves(vector, index)
             shift, log_scale = self._shift_and_log_scale(index, read, one_hot)
             vector = _joined(read, moved * tf.exp(log_scale) + shift, index)
-        return tf.reshape(vector, tf.shape(noise))
+        return tf.reshape(vector, shape)
 
     def _inverse(self, vector: tf.Tensor) -> tf.Tensor:
         noise, log_det = self._undo(vector)
@@ -115,22 +115,24 @@ class _Couplings(tfb.Bijector):
 
     def _undo(self, vector: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The noise that becomes a vector, and the log-determinant."""
-        noise, one_hot = self._rows(vector)
+        noise, one_hot, shape = self._rows(vector)
         log_det = tf.zeros([])
         for index in range(self._depth):
             read, moved = _halves(noise, index)
             shift, log_scale = self._shift_and_log_scale(index, read, one_hot)
             noise = _joined(read, (moved - shift) * tf.exp(-log_scale), index)
             log_det -= tf.reduce_sum(log_scale, axis=-1)
-        shape = tf.shape(vector)
         return tf.reshape(noise, shape), tf.reshape(log_det, shape[:-1])
 
-    def _rows(self, vector: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Vectors `[..., batch, d]` as `[rows, d]`, and the label of each row."""
-        one_hot = tf.broadcast_to(
-            self._one_hot, tf.concat([tf.shape(vector)[:-1], tf.shape(self._one_hot)[-1:]], axis=0)
-        )
-        return tf.reshape(vector, [-1, vector.shape[-1]]), tf.reshape(one_hot, [-1, one_hot.shape[-1]])
+    def _rows(self, vector: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Vectors of any shape that broadcasts with the labels as `[rows, d]`, the label of each row, and the shape."""
+        batch_shape = tf.broadcast_dynamic_shape(tf.shape(vector)[:-1], tf.shape(self._one_hot)[:-1])
+        rows, shapes = [], []
+        for tensor in (vector, self._one_hot):
+            size = tensor.shape[-1]
+            shapes.append(tf.concat([batch_shape, [size]], axis=0))
+            rows.append(tf.reshape(tf.broadcast_to(tensor, shapes[-1]), [-1, size]))
+        return rows[0], rows[1], shapes[0]
 
     def _shift_and_log_scale(self, index: int, read: tf.Tensor, one_hot: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         shift, raw = tf.split(self._conditioner(index, [read, one_hot]), 2, axis=-1)

@@ -17,7 +17,8 @@ _BATCH_SIZE = 500
 def variance_of_means(mean: np.ndarray, label: np.ndarray | None) -> np.ndarray:
     """Var_x(E_q(z|x,y)[z_j]) of each latent dimension; of labelled images, within the classes.
 
-    What differs between the classes alone is a matter of the prior p(z|y), and tells nothing of the image.
+    What differs between the classes alone is a matter of the prior p(z|y), and tells nothing of the image. An estimate
+    without bias; 0 if there is no more than one image of each class.
 
     Args:
         mean: Posterior means, `[n, latent_size]`.
@@ -27,9 +28,10 @@ def variance_of_means(mean: np.ndarray, label: np.ndarray | None) -> np.ndarray:
         `[latent_size]` float64.
     """
     centred = np.array(mean, np.float64)
-    for number in [slice(None)] if label is None else [label == number for number in np.unique(label)]:
-        centred[number] -= centred[number].mean(axis=0)
-    return np.mean(centred**2, axis=0)
+    groups = [slice(None)] if label is None else [label == number for number in np.unique(label)]
+    for group in groups:
+        centred[group] -= centred[group].mean(axis=0)
+    return np.sum(centred**2, axis=0) / max(1, len(mean) - len(groups))
 
 
 def posterior_statistics(

@@ -37,6 +37,15 @@ class SerializableDistributionLambda(tfp.layers.DistributionLambda):
         kwargs = {"dtype": "float32", **kwargs}
         super().__init__(make_distribution_fn, convert_to_tensor_fn=convert_to_tensor_fn, **kwargs)
 
+    def _check_size(self, found: int | None) -> None:
+        """Raises ValueError unless there are as many parameters of each distribution as `params_size` says."""
+        expected = self.params_size(self.event_shape)
+        if found != expected:
+            raise ValueError(
+                f"params: expected {expected} for each distribution of {type(self).__name__}, got {found}; its "
+                "params_size says how many the layer before has to deliver"
+            )
+
     def get_config(self) -> dict[str, Any]:
         # The parent's configuration pickles its functions. The base layer's does not.
         return {**keras.layers.Layer.get_config(self), "event_shape": self.event_shape}
@@ -65,14 +74,12 @@ class MultivariateNormalDiag(SerializableDistributionLambda):
         `tfd.MultivariateNormalDiag` with batch shape `[batch]` and event shape `[d]`. As a tensor it is its mean.
 
     Raises:
-        ValueError: If the last axis of the parameters is not of size 2 * d.
+        ValueError: If there are not as many parameters.
     """
 
     def __init__(self, event_shape: int, **kwargs: Any) -> None:
         def make_distribution(params: tf.Tensor) -> tfd.Distribution:
-            if params.shape[-1] != self.params_size(self.event_shape):
-                expected = self.params_size(self.event_shape)
-                raise ValueError(f"params: expected {expected} along the last axis, got {params.shape[-1]}")
+            self._check_size(params.shape[-1])
             loc, raw = tf.split(params, 2, axis=-1)
             return tfd.MultivariateNormalDiag(loc=loc, scale_diag=tf.nn.softplus(raw + _UNIT_SCALE))
 
@@ -122,12 +129,16 @@ class IndependentBernoulli(SerializableDistributionLambda):
     Returns:
         `tfd.Independent(tfd.Bernoulli)` with batch shape `[batch]` and event shape `[height, width, channels]`. As a
         tensor it is its mean: pixel probabilities in [0, 1].
+
+    Raises:
+        ValueError: If there are not as many parameters.
     """
 
     def __init__(self, event_shape: Sequence[int], **kwargs: Any) -> None:
         shape = tuple(int(size) for size in event_shape)
 
         def make_distribution(params: tf.Tensor) -> tfd.Distribution:
+            self._check_size(params.shape[1:].num_elements())
             logits = tf.reshape(params, (-1, *shape))
             return independent_bernoulli(logits, event_rank=len(shape))
 
@@ -153,10 +164,14 @@ class OneHotCategorical(SerializableDistributionLambda):
     Returns:
         `tfd.OneHotCategorical` with batch shape `[batch]` and event shape `[num_classes]`. As a tensor it is its mean:
         the probabilities.
+
+    Raises:
+        ValueError: If there are not as many parameters.
     """
 
     def __init__(self, event_shape: int, **kwargs: Any) -> None:
         def make_distribution(params: tf.Tensor) -> tfd.Distribution:
+            self._check_size(params.shape[-1])
             return tfd.OneHotCategorical(logits=params, dtype=params.dtype)
 
         super().__init__(make_distribution, int(event_shape), **kwargs)

@@ -12,6 +12,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from tfp_cvae import objectives
+from tfp_cvae.model_checks import as_float
 from tfp_cvae.outputs import SemiSupervisedOutput
 
 
@@ -149,11 +150,11 @@ class SemiSupervisedNegativeELBO(NegativeELBO):
 
 
 def _checked_image(y_true: tf.Tensor, y_pred: Any) -> tf.Tensor:
-    y_true = tf.convert_to_tensor(y_true)
+    y_true = as_float(tf.convert_to_tensor(y_true))
     # A label in its place would be broadcast over the pixels without a word.
     if not y_true.shape.is_compatible_with(y_pred.shape):
         raise ValueError(f"y: expected the image again, shape {list(y_pred.shape)}, got {list(y_true.shape)}")
-    return y_true
+    return tf.ensure_shape(y_true, y_pred.shape)
 
 
 class _BoundMetric(keras.metrics.Mean):
@@ -163,7 +164,8 @@ class _BoundMetric(keras.metrics.Mean):
 
     @tf.autograph.experimental.do_not_convert
     def update_state(self, y_true: tf.Tensor, y_pred: Any, sample_weight: tf.Tensor | None = None) -> Any:
-        return super().update_state(type(self).objective(y_true, y_pred), sample_weight=sample_weight)
+        values = type(self).objective(_checked_image(y_true, y_pred), y_pred)
+        return super().update_state(values, sample_weight=sample_weight)
 
 
 @keras.saving.register_keras_serializable("tfp_cvae")

@@ -11,7 +11,7 @@ from tensorflow_probability import distributions as tfd
 from tfp_cvae import checks, distribution, execution
 from tfp_cvae.flows import CouplingFlow
 from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag, independent_bernoulli
-from tfp_cvae.model_checks import CheckedModel, checked_network
+from tfp_cvae.model_checks import CheckedModel, check_separate, checked_network
 from tfp_cvae.noise import standard_normal, standard_normal_rows, threefry
 from tfp_cvae.outputs import CVAEOutput
 
@@ -78,6 +78,7 @@ class CVAE(CheckedModel):
         for name, given, expected in fits:
             if given != expected:
                 raise ValueError(f"{name}: expected {expected}, as of the other networks, got {given}")
+        check_separate(encoder=encoder, decoder=decoder, prior=prior)
         checks.integer("num_samples", num_samples, 1)
         checks.seed("seed", seed)
         self.encoder = encoder

@@ -79,10 +79,16 @@ class CheckedModel(keras.Model):
     def build_optimizer(self) -> None:
         """Makes the variables of the optimizer: those made in a step that is being traced have it traced once more.
 
-        With `use_ema` the averages begin at the weights that the model has now.
+        With `use_ema` the averages begin at the weights that the model has now, until a step is made.
         """
-        if hasattr(self.optimizer, "build") and self.trainable_variables:
-            self.optimizer.build(self.trainable_variables)
+        if not hasattr(self.optimizer, "build") or not self.trainable_variables:
+            return
+        self.optimizer.build(self.trainable_variables)
+        if getattr(self.optimizer, "use_ema", False) and not self.optimizer.iterations.numpy():
+            # Of a model that was loaded, they were made before its weights were read.
+            averages = self.optimizer._model_variables_moving_average
+            for average, weight in zip(averages, self.trainable_variables, strict=True):
+                average.assign(weight)
 
     def fit(
         self,
@@ -92,6 +98,10 @@ class CheckedModel(keras.Model):
         epochs: int = 1,
         verbose: Any = "auto",
         callbacks: Any = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: Any = True,
+        class_weight: Any = None,
         **kwargs: Any,
     ) -> keras.callbacks.History:
         """Trains as `keras.Model.fit` does, after a check of what is given.
@@ -104,37 +114,65 @@ class CheckedModel(keras.Model):
             epochs: As of `keras.Model.fit`.
             verbose: As of `keras.Model.fit`.
             callbacks: Callbacks of `tf_keras`.
+            validation_split: As of `keras.Model.fit`.
+            validation_data: As `x`, or `((image, one_hot), image)` arrays.
+            shuffle: As of `keras.Model.fit`.
+            class_weight: None: Keras takes it for weights of the values of `y`, which is the image.
             **kwargs: Of `keras.Model.fit`.
 
         Raises:
             TypeError: If a callback is not one of `tf_keras`.
-            ValueError: If an array is not finite, out of range or of the wrong shape.
+            ValueError: If an array is not finite, out of range or of the wrong shape, or there is a class_weight.
         """
+        if class_weight is not None:
+            raise ValueError(
+                "class_weight: expected None, as y is the image and Keras would weigh its pixels, got "
+                f"{class_weight!r:.80}; give sample_weight, one for each image"
+            )
         self._check_arrays(x, y)
         x = checked_dataset(x, self.takes_unlabelled)
-        validation = kwargs.get("validation_data")
-        if isinstance(validation, (tuple, list)):
-            self._check_arrays(*validation[:2])
-        elif validation is not None:
-            kwargs["validation_data"] = checked_dataset(validation, self.takes_unlabelled)
+        if isinstance(validation_data, (tuple, list)):
+            self._check_arrays(*validation_data[:2])
+        elif validation_data is not None:
+            validation_data = checked_dataset(validation_data, self.takes_unlabelled)
         check_callbacks(callbacks)
-        return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+        return super().fit(
+            x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data, shuffle, **kwargs
+        )
 
-    def evaluate(self, x: Any = None, y: Any = None, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        sample_weight: Any = None,
+        steps: int | None = None,
+        callbacks: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         """Evaluates as `keras.Model.evaluate` does, after the checks of `fit`."""
         # `fit` validates through this method too, with what it has checked itself.
         if "_use_cached_eval_dataset" not in kwargs:
             self._check_arrays(x, y)
             x = checked_dataset(x, self.takes_unlabelled)
             check_callbacks(callbacks)
-        return super().evaluate(x, y, *args, callbacks=callbacks, **kwargs)
+        return super().evaluate(x, y, batch_size, verbose, sample_weight, steps, callbacks, **kwargs)
 
-    def predict(self, x: Any, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        steps: int | None = None,
+        callbacks: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         """Reconstructs images at the posterior mean, as `reconstruct`, after the checks of `fit`."""
         self._check_inputs(x)
-        x = checked_dataset(x, self.takes_unlabelled)
+        x = checked_dataset(x, self.takes_unlabelled, with_target=False)
         check_callbacks(callbacks)
-        return super().predict(x, *args, callbacks=callbacks, **kwargs)
+        return super().predict(x, batch_size, verbose, steps, callbacks, **kwargs)
 
     def save(self, filepath: Any, overwrite: bool = True, save_format: str | None = None, **kwargs: Any) -> None:
         """Saves the model in the `.keras` format, which `keras.models.load_model` reads with `safe_mode` on.
@@ -173,11 +211,15 @@ class CheckedModel(keras.Model):
                 else "image alone, as num_classes is 0, so fit(image, image) or batches(..., conditional=False)"
             )
             raise ValueError(f"inputs: expected {expected}, got {1 + len(rest)} arrays in the place of the inputs")
-        for (name, shape), tensor in zip(self._input_shapes(), (image, *rest), strict=True):
+        checked = []
+        for (name, shape), given in zip(self._input_shapes(), (image, *rest), strict=True):
+            tensor = as_float(tf.convert_to_tensor(given))
             if not tensor.shape[1:].is_compatible_with(shape):
                 expected = ", ".join(map(str, shape))
                 raise ValueError(f"{name}: expected shape [batch, {expected}], got {tensor.shape.as_list()}")
-        return image, (rest[0] if rest else None)
+            # Those of a generator are not known.
+            checked.append(tensor if tensor.shape[1:].is_fully_defined() else tf.ensure_shape(tensor, [None, *shape]))
+        return checked[0], (checked[1] if rest else None)
 
     def _check_inputs(self, x: Any) -> bool:
         """Checks arrays given to Keras, and says whether there were any."""
@@ -219,10 +261,29 @@ def checked_network(name: str, network: Any, first: str, *outputs: Any) -> tuple
     return shapes[0], (shapes[1][0] if len(shapes) == 2 else 0), last.event_shape
 
 
-def checked_dataset(data: Any, takes_unlabelled: bool = False) -> Any:
+def as_float(tensor: tf.Tensor) -> tf.Tensor:
+    """A tensor of integers or bool as float32; of floats as it is."""
+    return tensor if tensor.dtype.is_floating else tf.cast(tensor, tf.float32)
+
+
+def check_separate(**networks: keras.Model | None) -> None:
+    """Raises ValueError if two networks have a weight in common, with which Keras cannot load the model again."""
+    owners: dict[int, str] = {}
+    for name, network in networks.items():
+        for weight in network.weights if network is not None else ():
+            owner = owners.setdefault(id(weight), name)
+            if owner != name:
+                raise ValueError(
+                    f"{name}: expected layers of its own, got one with the weight {weight.name!r} that {owner} has, "
+                    "too, with which a saved model could not be loaded; make a second layer"
+                )
+
+
+def checked_dataset(data: Any, takes_unlabelled: bool = False, *, with_target: bool = True) -> Any:
     """A `tf.data.Dataset` that stops with an error at an input that is out of range; anything else as it is.
 
-    Images are to be in [0, 1], and rows of labels to be in [0, 1], too, and to sum to 1; or 0, if that is taken.
+    Images are to be in [0, 1], those that are given again as the target as well, and rows of labels to be in [0, 1],
+    too, and to sum to 1; or, if images without label are taken, to be one-hot or 0.
     """
     if hasattr(data, "batches"):
         raise TypeError(f"x: expected batches, got {data!r}; use its method batches, as in batches(128)")
@@ -237,17 +298,29 @@ def checked_dataset(data: Any, takes_unlabelled: bool = False) -> Any:
 
     @tf.autograph.experimental.do_not_convert
     def check(x: Any, *rest: Any) -> Any:
-        assertions = []
-        for name, tensor in zip(("image", "one_hot"), tf.nest.flatten(x), strict=False):
-            hint = "divide grey values by 255, or binarize them" if name == "image" else "give one-hot rows"
-            expected = "values in [0, 1]" if name == "image" else "rows in [0, 1] that sum to 1"
+        assertions: list[tf.Operation] = []
+        targets = tf.nest.flatten(rest[0])[:1] if rest and with_target else []
+        named = [
+            *zip(("image", "one_hot"), tf.nest.flatten(x), strict=False),
+            *(("y (the image again)", y) for y in targets),
+        ]
+        for name, given in named:
+            tensor = as_float(given)
+            expected, hint = "values in [0, 1]", "divide grey values by 255, or binarize them"
             # Written so that NaN fails it.
             holds = tf.reduce_all((tensor >= 0) & (tensor <= 1))
             if name == "one_hot":
                 sums = tf.reduce_sum(tensor, axis=-1)
-                holds &= tf.reduce_all((tf.abs(sums - 1) < _SUM_TOLERANCE) | (takes_unlabelled & (sums == 0)))
+                if takes_unlabelled:
+                    expected, hint = "rows that are one-hot, or 0 for no label", "give 0 where a label is not certain"
+                    holds &= tf.reduce_all((tensor == 0) | (tensor == 1)) & tf.reduce_all(sums <= 1)
+                else:
+                    expected, hint = "rows in [0, 1] that sum to 1", "give one-hot rows"
+                    holds &= tf.reduce_all(tf.abs(sums - 1) < _SUM_TOLERANCE)
             extremes = [tf.reduce_min(tensor), "to", tf.reduce_max(tensor)]
-            assertions.append(tf.debugging.Assert(holds, [f"{name}: expected {expected}; {hint}. Got:", *extremes]))
+            # One after the other, so that the first of them is told.
+            with tf.control_dependencies(assertions):
+                assertions.append(tf.debugging.Assert(holds, [f"{name}: expected {expected}; {hint}. Got:", *extremes]))
         with tf.control_dependencies(assertions):
             return tf.nest.map_structure(tf.identity, (x, *rest))
 

@@ -11,7 +11,7 @@ from tensorflow_probability import distributions as tfd
 from tfp_cvae import augmentation, checks
 from tfp_cvae.layers import OneHotCategorical
 from tfp_cvae.model import CVAE
-from tfp_cvae.model_checks import checked_network
+from tfp_cvae.model_checks import check_separate, checked_network
 from tfp_cvae.outputs import CVAEOutput, SemiSupervisedOutput
 
 _CLASSIFIED_AT_ONCE = 1000
@@ -62,6 +62,7 @@ class SemiSupervisedCVAE(CVAE):
                 f"classifier: expected images of {self.image_shape} and {self.num_classes} classes, as of the other "
                 f"networks, got {image_shape} and {classes}"
             )
+        check_separate(encoder=encoder, decoder=decoder, prior=prior, classifier=classifier)
         checks.number("deformation", deformation, 0)
         self.classifier = classifier
         self.deformation = deformation
