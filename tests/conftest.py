@@ -1,5 +1,6 @@
 import os
 import pathlib
+import signal
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ import tf_keras as keras  # noqa: E402
 from tfp_cvae.build import build_cvae  # noqa: E402
 from tfp_cvae.data import Dataset, make_dataset  # noqa: E402
 from tfp_cvae.model import CVAE  # noqa: E402
+
+# Which a shell takes from what it starts in the background, and that from the trainings that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

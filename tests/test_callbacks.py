@@ -38,11 +38,14 @@ def test_kl_warm_ups_that_cannot_be(arguments, message):
         KLWarmUp(*arguments)
 
 
-def test_averages_of_a_loaded_model_begin_at_its_weights(tmp_path, batch):
+@pytest.mark.parametrize("scaled", [False, True])
+def test_averages_of_a_loaded_model_begin_at_its_weights(tmp_path, batch, scaled):
     """Of one that was compiled again and saved before its first step."""
     cvae = compiled()
     cvae.fit(batch, batch[0], epochs=2, verbose=0)
-    cvae.compile(keras.optimizers.Adam(1e-4, use_ema=True, ema_momentum=0.99), loss=NegativeELBO())
+    optimizer = keras.optimizers.Adam(1e-4, use_ema=True, ema_momentum=0.99)
+    optimizer = keras.mixed_precision.LossScaleOptimizer(optimizer) if scaled else optimizer
+    cvae.compile(optimizer, loss=NegativeELBO())
     cvae.save(tmp_path / "cvae.keras")
     loaded = keras.models.load_model(tmp_path / "cvae.keras")
     for model in (cvae, loaded):

@@ -1,4 +1,6 @@
+import hashlib
 import os
+import types
 
 import keras as keras_3
 import numpy as np
@@ -10,6 +12,7 @@ from tfp_cvae.build import build_cvae
 from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag, OneHotCategorical
 from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate
 from tfp_cvae.model import CVAE
+from tfp_cvae.model_files import weights_sha256
 from tfp_cvae.networks import label_prior
 
 NAN = np.full((6, 3), np.nan, np.float32)
@@ -366,7 +369,7 @@ def test_other_sources_of_batches_are_as_arrays(cvae, batch):
         assert cvae.fit(source, verbose=0).history["elbo"][0] == pytest.approx(of_arrays[1], rel=0.05)
 
 
-@pytest.mark.parametrize("kind", [bool, np.uint8, np.int64, np.float64])
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.int64, np.float16, np.float64])
 @pytest.mark.parametrize("as_dataset", [False, True])
 def test_numbers_of_other_kinds_are_as_float32(cvae, batch, kind, as_dataset):
     cvae.compile("adam", loss=NegativeELBO(), metrics=[ELBO(), Distortion()])
@@ -375,6 +378,8 @@ def test_numbers_of_other_kinds_are_as_float32(cvae, batch, kind, as_dataset):
     given = ((image.astype(kind), one_hot.astype(kind)), image.astype(kind))
     given = (tf.data.Dataset.from_tensors(given),) if as_dataset else given
     np.testing.assert_allclose(cvae.evaluate(*given, verbose=0), expected, rtol=1e-5)
+    means = cvae.predict((image, one_hot), verbose=0)
+    np.testing.assert_allclose(cvae.predict(given[0], verbose=0), means, rtol=1e-5)
     assert np.isfinite(cvae.fit(*given, verbose=0).history["loss"]).all()
 
 
@@ -536,6 +541,21 @@ def test_networks_that_do_not_fit():
         CVAE(keras.Model(encoder.inputs, keras.layers.Dense(2)(encoder.layers[-2].output)), decoder)
     with pytest.raises(TypeError, match="decoder: expected an output of the layer IndependentBernoulli"):
         CVAE(encoder, keras.Model(decoder.inputs, decoder.layers[-2].output))
+
+
+def test_parameters_of_unknown_number():
+    """Of a layer of one's own that does not tell; TensorFlow looks at it when they come."""
+    layer = IndependentBernoulli((8, 8, 1))
+    sized = tf.function(lambda params: layer(params).mean(), input_signature=[tf.TensorSpec([None, None])])
+    assert sized(np.zeros((4, 64), np.float32)).shape == (4, 8, 8, 1)
+
+
+def test_weights_are_told_apart_whatever_their_kind():
+    def digest(*weights):
+        return weights_sha256(types.SimpleNamespace(get_weights=lambda: [weight.numpy() for weight in weights]))
+
+    assert digest(tf.ones(3)) == hashlib.sha256(np.ones(3, np.float32).tobytes()).hexdigest()
+    assert digest(tf.ones(3, tf.bfloat16)) not in (digest(tf.ones(3)), digest(tf.zeros(3, tf.bfloat16)))
 
 
 def test_networks_that_share_a_layer_are_refused():

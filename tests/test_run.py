@@ -11,10 +11,11 @@ import stat
 import crash
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import stripes
 from test_training import small, start, wait_for
 
-from tfp_cvae import atomic, cli, evaluation, interruption, manifest
+from tfp_cvae import atomic, cli, evaluation, interruption, manifest, training
 from tfp_cvae import run as run_module
 from tfp_cvae.backup import Backup
 from tfp_cvae.config import EvaluationConfig
@@ -412,6 +413,31 @@ def test_resume_with_other_images(stopped, npz):
         train(small(npz), stopped.path, resume=True, verbose=0)
 
 
+def test_nobody_looks_at_the_data_of_a_finished_run(folder, tmp_path):
+    """Neither the chief nor another worker, who would not come to where the chief waits for it."""
+    images, labels = stripes(seed=3)
+    np.savez(tmp_path / "stripes.npz", images=images, labels=labels)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "dataset_path": str(tmp_path / "stripes.npz")}))
+    run = Run.load(folder)
+    with pytest.raises(ValueError, match="got other images, labels or classes"):
+        run.training_data()
+    assert train(run.config, folder, resume=True, verbose=0) == run
+    assert training._assist(folder, run.config, tf.distribute.get_strategy(), resume=True) == run
+
+
+def test_an_older_run_does_not_know_where_its_data_were(relative, tmp_path, npz):
+    settings = json.loads((relative.path / "config.json").read_text())
+    del settings["dataset_path"]
+    (relative.path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(
+        ValueError, match=r"dataset: expected stripes.npz, where it was at the training, got none; bring"
+    ):
+        Run.load(relative.path).training_data()
+    shutil.copy(npz, "stripes.npz")
+    assert Run.load(relative.path).training_data().name == "stripes.npz"
+
+
 def test_resume_without_a_backup(stopped, npz):
     shutil.rmtree(stopped.backup_folder)
     with pytest.raises(ValueError, match=r"expected a training that can be resumed, .* which has no backup"):
@@ -495,15 +521,18 @@ def test_ctrl_c_that_is_ignored_stays_so():
 
 
 def test_ctrl_c_twice_does_not_wait():
-    handler = signal.getsignal(signal.SIGINT)
-    listener = interruption.Interruption()
-    assert listener.listen() == handler
-    signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) == handler
-    with pytest.raises(KeyboardInterrupt):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        listener = interruption.Interruption()
+        assert listener.listen() is signal.default_int_handler
         signal.raise_signal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        listener.on_train_batch_end(0)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            listener.on_train_batch_end(0)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_folder_that_cannot_be_written(npz, tmp_path, capsys):

@@ -273,7 +273,7 @@ class Dataset:
 
         Training images are looked at in an order that is a function of the seed, until each class has its share. Labels
         that come after that are not looked at, and so decide nothing: if the validation split was split off by classes,
-        it goes back, and another of that size is made of images without label.
+        it goes back, and another is made of images without label, of that size or as many as there are.
 
         Args:
             num_labels: Number of training images that keep their label, a multiple of the number of classes.
@@ -284,20 +284,13 @@ class Dataset:
 
         Raises:
             TypeError: If a value is not an integer.
-            ValueError: If `num_labels` is no multiple of the number of classes, or there are not as many images, or too
-                few are left for a validation split without labels.
+            ValueError: If `num_labels` is no multiple of the number of classes, or there are not as many images.
         """
         images, labels = self._source()
         labels = splits.few_labels(labels, self.class_names, num_labels, seed)
         train = dataclasses.replace(self.train, images=images, labels=labels)
         validation = dataclasses.replace(self.validation, labels=np.full_like(self.validation.labels, UNLABELLED))
         if self.split_off is not None:
-            most = len(labels) - len(validation)
-            if num_labels > most:
-                raise ValueError(
-                    f"num_labels: expected at most {most // self.num_classes * self.num_classes:,}, as the "
-                    f"{len(validation):,} validation images have none, got {num_labels:,}; leave it out to train on all"
-                )
             train, validation = train.divided(splits.split_off(self.name, labels, len(validation)), "validation")
         return dataclasses.replace(self, train=train, validation=validation, split_off=None)
 

@@ -40,7 +40,7 @@ class SerializableDistributionLambda(tfp.layers.DistributionLambda):
     def _check_size(self, found: int | None) -> None:
         """Raises ValueError unless there are as many parameters of each distribution as `params_size` says."""
         expected = self.params_size(self.event_shape)
-        if found != expected:
+        if found not in (None, expected):
             raise ValueError(
                 f"params: expected {expected} for each distribution of {type(self).__name__}, got {found}; its "
                 "params_size says how many the layer before has to deliver"

@@ -12,7 +12,6 @@ import tensorflow as tf
 import tf_keras as keras
 
 from tfp_cvae import objectives
-from tfp_cvae.model_checks import as_float
 from tfp_cvae.outputs import SemiSupervisedOutput
 
 
@@ -150,7 +149,7 @@ class SemiSupervisedNegativeELBO(NegativeELBO):
 
 
 def _checked_image(y_true: tf.Tensor, y_pred: Any) -> tf.Tensor:
-    y_true = as_float(tf.convert_to_tensor(y_true))
+    y_true = tf.cast(y_true, tf.float32)
     # A label in its place would be broadcast over the pixels without a word.
     if not y_true.shape.is_compatible_with(y_pred.shape):
         raise ValueError(f"y: expected the image again, shape {list(y_pred.shape)}, got {list(y_true.shape)}")

@@ -84,9 +84,10 @@ class CheckedModel(keras.Model):
         if not hasattr(self.optimizer, "build") or not self.trainable_variables:
             return
         self.optimizer.build(self.trainable_variables)
-        if getattr(self.optimizer, "use_ema", False) and not self.optimizer.iterations.numpy():
+        optimizer: Any = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        if getattr(optimizer, "use_ema", False) and not optimizer.iterations.numpy():
             # Of a model that was loaded, they were made before its weights were read.
-            averages = self.optimizer._model_variables_moving_average
+            averages = optimizer._model_variables_moving_average
             for average, weight in zip(averages, self.trainable_variables, strict=True):
                 average.assign(weight)
 
@@ -213,7 +214,7 @@ class CheckedModel(keras.Model):
             raise ValueError(f"inputs: expected {expected}, got {1 + len(rest)} arrays in the place of the inputs")
         checked = []
         for (name, shape), given in zip(self._input_shapes(), (image, *rest), strict=True):
-            tensor = as_float(tf.convert_to_tensor(given))
+            tensor = tf.cast(given, tf.float32)
             if not tensor.shape[1:].is_compatible_with(shape):
                 expected = ", ".join(map(str, shape))
                 raise ValueError(f"{name}: expected shape [batch, {expected}], got {tensor.shape.as_list()}")
@@ -261,11 +262,6 @@ def checked_network(name: str, network: Any, first: str, *outputs: Any) -> tuple
     return shapes[0], (shapes[1][0] if len(shapes) == 2 else 0), last.event_shape
 
 
-def as_float(tensor: tf.Tensor) -> tf.Tensor:
-    """A tensor of integers or bool as float32; of floats as it is."""
-    return tensor if tensor.dtype.is_floating else tf.cast(tensor, tf.float32)
-
-
 def check_separate(**networks: keras.Model | None) -> None:
     """Raises ValueError if two networks have a weight in common, with which Keras cannot load the model again."""
     owners: dict[int, str] = {}
@@ -305,7 +301,7 @@ def checked_dataset(data: Any, takes_unlabelled: bool = False, *, with_target: b
             *(("y (the image again)", y) for y in targets),
         ]
         for name, given in named:
-            tensor = as_float(given)
+            tensor = tf.cast(given, tf.float32)
             expected, hint = "values in [0, 1]", "divide grey values by 255, or binarize them"
             # Written so that NaN fails it.
             holds = tf.reduce_all((tensor >= 0) & (tensor <= 1))

@@ -14,8 +14,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tfp_cvae import archive
 
 if TYPE_CHECKING:
@@ -107,7 +105,7 @@ def weights_sha256(cvae: "CVAE") -> str:
     """SHA-256 of the weights, in hexadecimal digits: what tells a trained model from another, whenever it was saved."""
     digest = hashlib.sha256()
     for weight in cvae.get_weights():
-        digest.update(np.ascontiguousarray(weight).data)
+        digest.update(weight.tobytes())
     return digest.hexdigest()
 
 

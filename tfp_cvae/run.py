@@ -44,8 +44,8 @@ class Run:
         class_probabilities: Share of each class in the training images; empty without classes.
         versions: Versions of the packages that trained it.
         dataset_sha256: Fingerprint of the data set, `Dataset.fingerprint`; "" in runs of format version 0.
-        dataset_path: Where the data set was when the training was begun, absolute; None for one that is no file or
-            folder.
+        dataset_path: Where the data set was when the training was begun, absolute, or in older runs as it was given;
+            None for one that is no file or folder.
     """
 
     path: pathlib.Path
@@ -116,7 +116,9 @@ class Run:
             format_version = int(content.pop("format_version", 0))
             class_probabilities = tuple(map(float, content.pop("class_probabilities", ())))
             dataset_sha256 = str(content.pop("dataset_sha256", ""))
-            dataset_path = content.pop("dataset_path", path_of(content["dataset"]))
+            # Of those, the path is what was given.
+            given = content["dataset"] if path_of(content["dataset"]) else None
+            dataset_path = content.pop("dataset_path", given)
             dataset_path = None if dataset_path is None else pathlib.Path(dataset_path)
         except (OSError, ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(
@@ -152,7 +154,8 @@ class Run:
         given = self.config.dataset
         places = dict.fromkeys(path for path in (self.dataset_path, path_of(given)) if path and os.path.exists(path))
         if not places:
-            here = "" if os.path.isabs(given) else f", or {archive.one_line(given)} in this folder"
+            elsewhere = self.dataset_path.is_absolute() and not os.path.isabs(given)
+            here = f", or {archive.one_line(given)} in this folder" if elsewhere else ""
             raise ValueError(
                 f"dataset: expected {archive.one_line(self.dataset_path)}, where it was at the training{here}, got "
                 "none; bring it back"
@@ -172,7 +175,8 @@ class Run:
             raise ValueError(
                 f"dataset: expected {dataset.name} as it was when the training was begun"
                 + (f" (in {archive.one_line(self.dataset_path)})" if self.dataset_path else "")
-                + ", got other images, labels or classes; bring them back"
+                + ", got other images, labels or classes; bring them back, or train again if a newer version reads them "
+                "otherwise"
             )
 
     @property
@@ -357,7 +361,7 @@ class Run:
 
 
 def has_config(path: pathlib.Path) -> bool:
-    """Whether a folder holds a run, as against nothing or something else."""
+    """Whether there is a `config.json` in a folder: of a run, or of another program."""
     return (path / _CONFIG).is_file()
 
 

@@ -132,7 +132,12 @@ def _lead(
 
 def _assist(path: pathlib.Path, config: TrainConfig, strategy: tf.distribute.Strategy, *, resume: bool) -> Run:
     """Takes part in a training whose folder is another worker's to write."""
-    dataset = _load(config, Run.load(path) if resume and has_config(path) else None)
+    begun = Run.load(path) if resume and has_config(path) else None
+    if begun and begun.is_finished():
+        # As the chief, who does not look at the data then.
+        distribution.wait_for_all(strategy)
+        return begun
+    dataset = _load(config, begun)
     distribution.wait_for_all(strategy)
     run = Run.load(path)
     if not run.is_finished():
