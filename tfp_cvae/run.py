@@ -175,8 +175,8 @@ class Run:
             raise ValueError(
                 f"dataset: expected {dataset.name} as it was when the training was begun"
                 + (f" (in {archive.one_line(self.dataset_path)})" if self.dataset_path else "")
-                + ", got other images, labels or classes; bring them back, or train again if a newer version reads them "
-                "otherwise"
+                + ", got other images, labels or classes; bring them back, or train again if a newer version reads "
+                "them otherwise"
             )
 
     @property
