@@ -418,7 +418,8 @@ def test_nobody_looks_at_the_data_of_a_finished_run(folder, tmp_path):
     images, labels = stripes(seed=3)
     np.savez(tmp_path / "stripes.npz", images=images, labels=labels)
     settings = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**settings, "dataset_path": str(tmp_path / "stripes.npz")}))
+    changed = dict.fromkeys(("dataset", "dataset_path"), str(tmp_path / "stripes.npz"))
+    (folder / "config.json").write_text(json.dumps({**settings, **changed}))
     run = Run.load(folder)
     with pytest.raises(ValueError, match="got other images, labels or classes"):
         run.training_data()
