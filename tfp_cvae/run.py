@@ -145,12 +145,15 @@ class Run:
             ValueError: If the data set is not there any more, or not as it was.
             ConnectionError: If it would have to be downloaded and there is no connection.
         """
+        dataset = self._found_data()
+        self.check_data(dataset)
+        return dataset
+
+    def _found_data(self) -> "Dataset":
         from tfp_cvae import sources
 
         if self.dataset_path is None:
-            dataset = sources.load_training_data(self.config, named=True)
-            self.check_data(dataset)
-            return dataset
+            return sources.load_training_data(self.config, named=True)
         given = self.config.dataset
         places = dict.fromkeys(path for path in (self.dataset_path, path_of(given)) if path and os.path.exists(path))
         if not places:
@@ -165,9 +168,7 @@ class Run:
         if others and dataset.fingerprint() != self.dataset_sha256:
             other = sources.load_training_data(others[0])
             dataset = other if other.fingerprint() == self.dataset_sha256 else dataset
-        dataset = dataclasses.replace(dataset, name=archive.one_line(pathlib.Path(given)))
-        self.check_data(dataset)
-        return dataset
+        return dataclasses.replace(dataset, name=archive.one_line(pathlib.Path(given)))
 
     def check_data(self, dataset: "Dataset") -> None:
         """Raises ValueError unless a data set is as it was when the training was begun."""
