@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from conftest import stripes
 
-PARTS = 2  # beside each other, as a training of this size leaves a processor without work
+PARTS = 2  # beside each other with `--dist load`, as a training of this size leaves a processor without work
 SETTINGS = {
     "mlp": {
         "width": 16,
