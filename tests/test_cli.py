@@ -128,11 +128,13 @@ def test_what_needs_no_tensorflow_does_not_wait_for_it(run_folder, tmp_path):
 import sys
 from tfp_cvae.cli import main
 assert main(["check", {str(run_folder)!r}]) == 0
+assert main(["train", "--resume", "--output", {str(run_folder)!r}]) == 0
 for commands in {list(mistakes.values())!r}:
     assert [main(words) for words in commands] == [2] * len(commands)
 assert "tensorflow" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert f"{run_folder}: the training is finished\nheld-out bound, nats per image: elbo -" in done.stdout
     lines = done.stderr.splitlines()
     assert [line[: len(message)] for line, message in zip(lines, expected, strict=True)] == expected
 

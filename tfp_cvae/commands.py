@@ -43,6 +43,10 @@ class Train:
             begun = run_to_resume(output, self.config, overwrite=self.overwrite, resume=self.resume)
             if begun is None:
                 check_is_there(self.config.dataset)
+            elif begun.is_finished():
+                begun.delete_old_backup()
+                print(f"{begun.path}: the training is finished\n{begun.summary()}")
+                return
         import_tensorflow()
         from tfp_cvae.training import train
 

@@ -396,8 +396,11 @@ def run_to_resume(path: pathlib.Path, config: TrainConfig, *, overwrite: bool, r
         resume: Whether to go on with it.
 
     Raises:
-        ValueError: If the folder holds something else, or the run was begun with other settings.
+        ValueError: If the folder holds something else, the run was begun with other settings, or both `overwrite`
+            and `resume` are given.
     """
+    if overwrite and resume:
+        raise ValueError("overwrite, resume: expected one of them, got both")
     if not resume or not holds_run(path):
         check_free(path, overwrite)
         return None

@@ -81,8 +81,6 @@ def train(
         KeyboardInterrupt: If the training was interrupted, after what was trained so far has been saved.
     """
     config = config or TrainConfig()
-    if overwrite and resume:
-        raise ValueError("overwrite, resume: expected one of them, got both")
     path = pathlib.Path(output or default_output(config))
     keep_freed_memory()
     strategy = strategy or distribution.from_environment()
