@@ -97,7 +97,9 @@ def image_table(
     _show(axes, canvas)
     axes.set_yticks((np.arange(rows) * (height + gap) + height / 2)[: len(row_names)], row_names, fontsize=_FONT_SIZE)
     axes.set_xticks((offsets + width / 2)[: len(column_names)], column_names, fontsize=_FONT_SIZE - 2)
-    if any(len(name) > _LONG_NAME for name in column_names):
+    named = [name for name in column_names if name]
+    # One that stands for several columns, those beside it being empty, has their room, too.
+    if any(len(name) * len(named) > _LONG_NAME * len(column_names) for name in named):
         # They would run into each other.
         axes.tick_params(axis="x", rotation=90)
     axes.set_ylabel(row_label, fontsize=_FONT_SIZE)
