@@ -12,6 +12,7 @@ commands.import_tensorflow()
 import tensorflow as tf  # noqa: E402
 import tf_keras as keras  # noqa: E402
 
+from tfp_cvae import importance, recognition  # noqa: E402
 from tfp_cvae.build import build_cvae  # noqa: E402
 from tfp_cvae.data import Dataset, make_dataset  # noqa: E402
 from tfp_cvae.model import CVAE  # noqa: E402
@@ -95,6 +96,13 @@ def perturb(model: keras.Model, scale: float = 0.05, seed: int = 0) -> None:
     generator = np.random.default_rng(seed)
     for variable in model.trainable_variables:
         variable.assign_add(scale * generator.standard_normal(variable.shape))
+
+
+@pytest.fixture
+def quick_judge(monkeypatch):
+    """Classifiers of a step an epoch, and a look at the speed that takes no time: where both do not matter."""
+    monkeypatch.setattr(recognition, "_MIN_STEPS", 1)
+    monkeypatch.setitem(importance.products_per_second.__kwdefaults__, "seconds", 0.01)
 
 
 @pytest.fixture

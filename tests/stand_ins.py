@@ -22,6 +22,10 @@ class MissingError(Exception):
     """There is no such model, version or signature."""
 
 
+# Of docs/serving.md.
+_MAX_BATCH_SIZE = 64
+
+
 class Models:
     """The versions in base folders, by the name of the folder; `labels` are names of versions."""
 
@@ -50,6 +54,8 @@ class Models:
         specs = function.structured_input_signature[1]
         if set(inputs) != set(specs):
             raise ValueError(f"input size does not match signature: {sorted(inputs)} and {sorted(specs)}")
+        if any(np.ndim(value) and len(value) > _MAX_BATCH_SIZE for value in inputs.values()):
+            raise ValueError(f"Batch size is greater than max_batch_size {_MAX_BATCH_SIZE}")
         for key, value in inputs.items():
             # Over gRPC a type is sent, over REST a number that becomes what the signature asks for.
             if isinstance(value, np.ndarray) and value.dtype != specs[key].dtype.as_numpy_dtype:

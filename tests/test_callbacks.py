@@ -24,6 +24,21 @@ def test_kl_warm_up(batch):
     np.testing.assert_allclose(weights, [0.5, 1.0, 1.5, 2.0], rtol=1e-3)
 
 
+def test_kl_warm_up_ends_at_the_weight_of_the_loss(batch):
+    loss = NegativeELBO(kl_weight=4.0)
+    cvae = compiled(loss=loss)
+    cvae.fit(batch, batch[0], epochs=3, callbacks=[KLWarmUp(2)], verbose=0)
+    assert loss.kl_weight.numpy() == 4
+    # Training may end before; and what is saved meanwhile is the loss as it was given.
+    seen = []
+    look = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.append((float(loss.kl_weight), loss.get_config()["kl_weight"]))
+    )
+    cvae.fit(batch, batch[0], epochs=1, callbacks=[KLWarmUp(8), look], verbose=0)
+    assert seen == [(0.5, 4.0)]
+    assert loss.kl_weight.numpy() == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -100,6 +115,14 @@ def test_swap_ema_weights_validates_and_keeps_the_average(dataset):
     assert plain.fit(dataset.train.batches(32), epochs=3, verbose=0).history["loss"] == history["loss"]
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_swap_ema_weights_needs_an_average(batch, scaled):
+    optimizer = keras.optimizers.Adam()
+    cvae = compiled(keras.mixed_precision.LossScaleOptimizer(optimizer) if scaled else optimizer)
+    with pytest.raises(ValueError, match="optimizer: expected use_ema=True for SwapEMAWeights, got "):
+        cvae.fit(batch, batch[0], callbacks=[SwapEMAWeights()], verbose=0)
+
+
 def test_weights_that_became_nan_do_not_come_back(dataset):
     class BreakTheLastStep(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -134,6 +157,27 @@ def test_history_csv(tmp_path, dataset):
     assert [float(row["val_elbo"]) for row in rows] == history["val_elbo"]
     for row in rows:
         assert float(row["images_per_second"]) == pytest.approx(len(dataset.train) / float(row["seconds"]), rel=0.05)
+
+
+def test_the_seconds_of_the_history_are_of_the_training_alone(tmp_path, dataset, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("tfp_cvae.callbacks.time.perf_counter", lambda: clock[0])
+
+    def later(seconds):
+        def hook(*_):
+            clock[0] += seconds
+
+        return hook
+
+    log = HistoryCSV(tmp_path / "history.csv", images_per_epoch=60)
+    passes = keras.callbacks.LambdaCallback(on_train_batch_end=later(1))
+    passes.on_test_batch_end = later(100)
+    data = dataset.train.batches(32, drop_remainder=True)
+    validation = dataset.validation.batches(8)
+    compiled().fit(data, validation_data=validation, callbacks=[passes, log], verbose=0)
+    (row,) = csv.DictReader((tmp_path / "history.csv").open())
+    assert clock[0] > 100
+    assert (float(row["seconds"]), float(row["images_per_second"])) == (len(data), 60 / len(data))
 
 
 def test_image_grid(tmp_path, dataset):

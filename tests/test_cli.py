@@ -217,11 +217,11 @@ def test_a_folder_that_is_not_a_run(tmp_path, capsys):
 
 
 def test_generate(run_folder, tmp_path, capsys, monkeypatch):
-    picture, titles = tmp_path / "two.png", []
+    picture, drawn = tmp_path / "two.png", []
     image_table = plotting.image_table
 
     def noted(images, title):
-        titles.append(title)
+        drawn.append((images, title))
         return image_table(images, title=title)
 
     monkeypatch.setattr(plotting, "image_table", noted)
@@ -230,7 +230,10 @@ def test_generate(run_folder, tmp_path, capsys, monkeypatch):
         == 0
     )
     assert capsys.readouterr().out == f"5 images, seeds 3 to 7: {picture}\n"
-    assert titles == ["stripes.npz, class 2: seeds 3 to 7"]
+    ((images, title),) = drawn
+    assert title == "stripes.npz, class 2: seeds 3 to 7"
+    expected = Run.load(run_folder).model().generate([2] * 5, 3 + np.arange(5))
+    np.testing.assert_array_equal(images.reshape(expected.shape), expected)
     assert PIL.Image.open(picture).size[0] > 300
 
 

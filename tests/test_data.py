@@ -307,3 +307,10 @@ def test_images_without_label_in_the_source():
         make_dataset("some", ["a", "b", "c"], (images, labels), test=(images, some))
     with pytest.raises(ValueError, match="expected at least one training image of each class, got none of 'c'"):
         make_dataset("some", ["a", "b", "c"], (images, np.where(labels == 2, -1, labels)), test=(images, labels))
+
+
+def test_binarized_rows_by_number_and_by_mask(dataset):
+    whole, wanted = dataset.train.binarized(), dataset.train.labels == 1
+    np.testing.assert_array_equal(dataset.train.binarized(rows=wanted), whole[wanted])
+    np.testing.assert_array_equal(dataset.train.binarized(rows=[5, -1, 5]), whole[[5, -1, 5]])
+    assert dataset.train.binarized(rows=[]).shape == (0, 8, 8, 1)

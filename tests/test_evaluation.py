@@ -2,21 +2,24 @@ import dataclasses
 import json
 import math
 import re
+from unittest import mock
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras as keras
 from conftest import stripes
 from scipy.special import logsumexp
 from sklearn.metrics import accuracy_score
 
-from tfp_cvae import figures, latents, objectives
+from tfp_cvae import evaluation, figures, latents, objectives, recognition
 from tfp_cvae.bounds import evaluate_bound
 from tfp_cvae.build import build_cvae
 from tfp_cvae.config import EvaluationConfig, TrainConfig
 from tfp_cvae.data import make_dataset
 from tfp_cvae.evaluation import evaluate, evaluate_run
 from tfp_cvae.flows import CouplingFlow
+from tfp_cvae.importance import importance_estimate
 from tfp_cvae.losses import NegativeELBO
 from tfp_cvae.model import CVAE
 from tfp_cvae.sources import load_dataset
@@ -46,7 +49,8 @@ def test_a_whole_evaluation(dataset, prior):
     result = evaluate(cvae, dataset, SMALL)
     image, label = dataset.test.binarized(), dataset.test.labels
     bound = evaluate_bound(cvae, dataset.test.batches(8))
-    assert result.elbo.mean == pytest.approx(bound.elbo.mean, abs=5 * bound.elbo.standard_error)
+    # Of the same images, with 150 samples of the latent and with one.
+    assert result.elbo.mean == pytest.approx(bound.elbo.mean, abs=2)
     assert result.elbo.mean == pytest.approx(-result.rate.mean - result.distortion.mean, abs=1e-4)
     assert result.log_p_x_given_y.mean > result.elbo.mean
     # p(x) is a mixture of the p(x|y), one of them the true one with p(y) = 1/3.
@@ -67,16 +71,26 @@ def test_a_whole_evaluation(dataset, prior):
         np.testing.assert_allclose(result.label.elbo_by_label[row], under, rtol=0.05)
     diagonal = np.diag(result.label.elbo_by_label)
     np.testing.assert_allclose(diagonal, [found.elbo.mean for found in result.per_class.values()], rtol=1e-6)
-    assert sum(found.num_images for found in result.per_class.values()) == len(label)
+    assert [found.num_images for found in result.per_class.values()] == np.bincount(label).tolist()
+    assert result.elbo.mean == pytest.approx(np.average(diagonal, weights=np.bincount(label)), rel=1e-6)
+    likelihood = importance_estimate(cvae, image, label, num_samples=150, seed=1).log_likelihood
+    for row, found in enumerate(result.per_class.values()):
+        assert found.log_p_x_given_y.mean == pytest.approx(likelihood[label == row].mean(), abs=0.5)
+        assert found.bayes_accuracy.mean == result.calibration.confusion[row][row] / found.num_images
     assert 1 <= result.effective_sample_size.mean <= 150
     assert (result.latent.rate_per_dimension is None) == (prior == "flow")
     if prior == "standard":
         assert sum(result.latent.rate_per_dimension) == pytest.approx(result.rate.mean, rel=1e-4)
     assert result.latent.active_units == np.sum(np.array(result.latent.variance_of_means) > 0.01)
+    if prior == "standard":
+        posterior_mean = np.float64(cvae.posterior(image, dataset.test.one_hot()).mean())
+        within = [posterior_mean[label == row] - posterior_mean[label == row].mean(axis=0) for row in range(3)]
+        variance = sum(np.sum(part**2, axis=0) for part in within) / (len(label) - 3)
+        np.testing.assert_allclose(result.latent.variance_of_means, variance, rtol=1e-4)
     assert result.samples.recognised.mean > 0.9
     assert result.samples.recognised_worst_class.mean <= result.samples.recognised.mean
     assert result.samples.classification_accuracy_score.mean > 0.9
-    assert result.samples.nearest_to_samples.mean > 0
+    assert result.samples.nearest_to_samples.mean not in (0, result.samples.nearest_to_reconstructions.mean)
     train_pixels = dataset.train.images.reshape(len(dataset.train), -1) / 255.0
     for found, pictures in (
         (result.samples.nearest_to_test_images, dataset.test.images / 255.0),
@@ -130,6 +144,7 @@ def test_the_variance_of_means_has_no_bias():
     np.testing.assert_allclose(latents.variance_of_means(alone, None), np.var(alone, axis=0, ddof=1))
 
 
+@pytest.mark.usefixtures("quick_judge")
 def test_the_same_again(dataset, capsys):
     cvae = trained(dataset)
     first, second = (evaluate(cvae, dataset, TINY, verbose=verbose).to_dict() for verbose in (0, 1))
@@ -141,6 +156,7 @@ def test_the_same_again(dataset, capsys):
     assert {**first, "protocol": None} == {**second, "protocol": None}
 
 
+@pytest.mark.usefixtures("quick_judge")
 def test_without_classes(dataset, capsys):
     result = evaluate(trained(dataset, num_classes=0), dataset, TINY, verbose=1)
     # Each is weighed once.
@@ -153,6 +169,7 @@ def test_without_classes(dataset, capsys):
     assert "Bayes" not in str(result)
 
 
+@pytest.mark.usefixtures("quick_judge")
 def test_the_prior_of_the_classes_is_their_frequency():
     """Images without information: log p(x|y) is the same for all classes, and the frequent class is found."""
     generator = np.random.default_rng(0)
@@ -171,6 +188,7 @@ def test_the_prior_of_the_classes_is_their_frequency():
     assert result.latent.active_units == 0
 
 
+@pytest.mark.usefixtures("quick_judge")
 def test_log_evidence_is_a_mixture_over_the_classes_by_their_frequency(dataset):
     """Against numerical integration over a latent of one dimension, with classes that are not equally frequent."""
     rare = np.flatnonzero(dataset.train.labels == 0)[10:]
@@ -209,7 +227,8 @@ def test_the_probe_finds_a_class_that_is_in_the_latent_and_no_other():
         assert low <= found <= high
 
 
-def test_latents_are_probed_as_the_prior_sees_them(cvae):
+@pytest.mark.usefixtures("quick_judge")
+def test_latents_are_probed_as_the_prior_sees_them(cvae, dataset):
     """A posterior that is the prior of its class carries nothing of the class beyond it."""
     last = cvae.encoder.layers[-2]
     for variable in cvae.encoder.trainable_variables:
@@ -226,20 +245,31 @@ def test_latents_are_probed_as_the_prior_sees_them(cvae):
     assert np.all(latents.variance_of_means(mean, None) > 0.01)
     for number in range(3):
         assert np.all(np.abs(noise[label == number].mean(axis=0)) < 0.5)
+    found = evaluate(cvae, dataset, TINY).latent
+    assert found.active_units == 0
+    # The means would tell all of the 24 images.
+    assert found.linear_probe.mean < 0.8
 
 
-def test_samples_without_a_class_teach_a_classifier_nothing(dataset):
-    keras.utils.set_random_seed(0)
-    cvae = build_cvae(dataset.image_shape, 3, latent_size=4, width=16)
+def test_a_class_whose_samples_are_of_another(dataset):
+    cvae = trained(dataset)
     for variable in cvae.decoder.trainable_variables:
         if variable.shape[0] == 3:
-            variable.assign(0 * variable)
-    samples = evaluate(cvae, dataset, SMALL).samples
+            # The label of the first class is taken for that of the second.
+            variable.assign(tf.gather(variable, [1, 1, 2]))
+    result = evaluate(cvae, dataset, SMALL)
+    first, *others = (found.recognised.mean for found in result.per_class.values())
+    assert first < 0.1
+    assert min(others) > 0.9
+    samples = result.samples
+    assert samples.recognised.mean == pytest.approx(np.mean([first, *others]))
+    assert samples.recognised_worst_class.mean == first
     assert samples.classifier_accuracy.mean > 0.9
+    # No sample is of the first class, and so nothing has taught it.
     assert samples.classification_accuracy_score.mean < 0.7
-    assert samples.recognised_worst_class.mean < 0.5
 
 
+@pytest.mark.usefixtures("quick_judge")
 def test_one_image_of_a_class_and_none_of_another(dataset, tmp_path, npz):
     """What has no standard error says so, in the table and in the file."""
     run = train(TrainConfig(dataset=str(npz), epochs=1, batch_size=32, width=8), tmp_path / "run", verbose=0)
@@ -262,6 +292,7 @@ def test_one_image_of_a_class_and_none_of_another(dataset, tmp_path, npz):
     assert "elbo" in run.summary()
 
 
+@pytest.mark.usefixtures("quick_judge")
 def test_one_class(tmp_path):
     images, _ = stripes(60)
     dataset = make_dataset("one", ["only"], (images, np.zeros(60, int)))
@@ -272,6 +303,7 @@ def test_one_class(tmp_path):
     json.dumps(result.to_dict(), allow_nan=False)
 
 
+@pytest.mark.usefixtures("quick_judge")
 @pytest.mark.parametrize("binarization", ["threshold", "none"])
 def test_colour_images_convolutions_and_other_binarizations(binarization):
     generator = np.random.default_rng(0)
@@ -283,6 +315,37 @@ def test_colour_images_convolutions_and_other_binarizations(binarization):
     bound = evaluate_bound(cvae, dataset.test.batches(9, binarization=binarization))
     assert result.rate.mean == pytest.approx(bound.rate.mean, rel=1e-4)
     assert result.elbo.mean == pytest.approx(bound.elbo.mean, rel=0.05)
+
+
+def test_each_setting_reaches_what_it_is_for(dataset, npz, tmp_path, monkeypatch):
+    config = TrainConfig(dataset=str(npz), epochs=1, batch_size=32, width=8, binarization="threshold")
+    run = train(config, tmp_path / "run", verbose=0)
+    weigh = mock.Mock(wraps=evaluation.likelihood_under_each_label)
+    teach, judge = mock.Mock(wraps=recognition.train_classifier), mock.Mock(wraps=recognition.recognised)
+    monkeypatch.setattr(evaluation, "likelihood_under_each_label", weigh)
+    monkeypatch.setattr(recognition, "train_classifier", teach)
+    monkeypatch.setattr(recognition, "recognised", judge)
+    settings = EvaluationConfig(
+        num_importance_samples=3,
+        num_images=7,
+        generated_per_class=2,
+        num_classifier_images=11,
+        classifier_epochs=200,
+        label_margin=4.5,
+        seed=6,
+    )
+    evaluate_run(run, run.training_data(), settings)
+    ((cvae, image, label), given), *_ = weigh.call_args_list
+    assert (given["num_samples"], given["label_margin"], given["seed"]) == (3, 4.5, 6)
+    assert len(image) == 7
+    # Several may look the same, and are of one class then.
+    chosen = [np.flatnonzero((dataset.test.binarized("threshold") == one).all(axis=(1, 2, 3)))[0] for one in image]
+    np.testing.assert_array_equal(label, dataset.test.labels[chosen])
+    for (images, labels, num_classes), given in teach.call_args_list:
+        assert (len(images), len(labels), num_classes) == (11, 11, cvae.num_classes)
+        assert (given["epochs"], given["seed"]) == (200, 6)
+    assert teach.call_count == 2
+    assert (judge.call_args.kwargs["count"], judge.call_args.kwargs["seed"]) == (2, 6)
 
 
 @pytest.mark.parametrize(
@@ -317,3 +380,11 @@ def test_a_run_of_other_classes(dataset, npz, tmp_path):
 def test_mistakes_in_the_configuration(values, error, message):
     with pytest.raises(error, match=message):
         EvaluationConfig(**values)
+
+
+@pytest.mark.usefixtures("quick_judge")
+def test_a_class_that_is_not_among_the_probed_images(dataset, monkeypatch):
+    monkeypatch.setattr(evaluation, "_PROBE_IMAGES", 1)
+    cvae = build_cvae(dataset.image_shape, 3, latent_size=2, width=8)
+    latent = evaluate(cvae, dataset, TINY).latent
+    assert (latent.linear_probe, latent.chance) == (None, None)

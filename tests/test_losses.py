@@ -138,3 +138,23 @@ def test_the_encoder_learns_through_the_samples(cvae, batch):
         value = tf.reduce_mean(Distortion.objective(image, cvae((image, one_hot))))
     for part in tape.gradient(value, cvae.encoder.trainable_variables):
         assert np.abs(part).max() > 1e-4
+
+
+@pytest.mark.parametrize("measure", [NegativeELBO(), NegativeELBO(free_bits=0.1), NegativeIWAE(), ELBO(), Rate()])
+@pytest.mark.parametrize("shape", [(4, 8, 8, 1), (4, 8), (4, 1, 1)])
+def test_pixels_are_not_weighed(cvae, batch, measure, shape):
+    image, one_hot = batch[0][:4], batch[1][:4]
+    with pytest.raises(ValueError, match=r"sample_weight: expected \[batch\], a weight for each image, got shape"):
+        measure(image, cvae((image, one_hot)), sample_weight=np.ones(shape, np.float32))
+
+
+def test_images_are_weighed(cvae, batch):
+    image, one_hot = batch[0][:6], batch[1][:6]
+    weight = np.array([0, 2, 1, 0, 0.5, 3], np.float32)
+    cvae.compile("adam", loss=NegativeELBO(), weighted_metrics=[ELBO()])
+    each = NegativeELBO().call(image, cvae((image, one_hot))).numpy()
+    for weights in (weight, weight[:, np.newaxis]):
+        found = cvae.evaluate((image, one_hot), image, sample_weight=weights, verbose=0, return_dict=True)
+        # As of all losses of Keras: the sum, over the number of images.
+        assert found["loss"] == pytest.approx(np.sum(weight * each) / 6, rel=1e-5)
+        assert found["elbo"] == pytest.approx(-np.sum(weight * each) / np.sum(weight), rel=1e-5)

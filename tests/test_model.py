@@ -624,3 +624,50 @@ def test_integer_labels_are_not_one_hot(cvae, batch, one_hot):
         ValueError, match=r"one_hot: expected \[batch, 3\], one-hot rows, got .*cvae.one_hot\(label, batch\)"
     ):
         cvae.posterior(batch[0][:2], one_hot)
+
+
+def test_more_than_one_loss_is_refused(cvae):
+    for several in ([NegativeELBO()], [keras.losses.MeanSquaredError()], {"image": NegativeELBO()}):
+        with pytest.raises(TypeError, match="loss: expected one loss, as the model has one output, got "):
+            cvae.compile("adam", loss=several)
+
+
+def test_after_an_interrupted_fit_the_next_one_validates_on_its_own_data(cvae, dataset):
+    """Keras keeps the data of the validation until `fit` ends without an exception."""
+
+    class Interrupt(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            raise KeyboardInterrupt
+
+    train, first, second = (split.batches(8) for split in (dataset.train, dataset.validation, dataset.test))
+    cvae.compile("sgd", loss=NegativeELBO())
+    with pytest.raises(KeyboardInterrupt):
+        cvae.fit(train, validation_data=first, callbacks=[Interrupt()], verbose=0)
+    history = cvae.fit(train, validation_data=second, verbose=0).history
+    assert history["val_loss"] == pytest.approx([cvae.evaluate(second, verbose=0)], rel=1e-6)
+    assert history["val_loss"] != pytest.approx([cvae.evaluate(first, verbose=0)], rel=1e-6)
+
+
+def test_the_prior_alone_may_know_the_label(dataset):
+    keras.utils.set_random_seed(0)
+    plain, labelled = (build_cvae((8, 8, 1), classes, latent_size=2, width=16) for classes in (0, 3))
+    prior = build_cvae((8, 8, 1), 3, latent_size=2, width=16, prior="label").prior_network
+    cvae = CVAE(plain.encoder, plain.decoder, prior)
+    assert cvae.num_classes == labelled.num_classes
+    cvae.compile(keras.optimizers.Adam(1e-2), loss=NegativeELBO(), metrics=[ELBO()])
+    bounds = cvae.fit(dataset.train.batches(16), epochs=10, verbose=0, validation_data=dataset.validation.batches(8))
+    assert bounds.history["val_elbo"][-1] > bounds.history["val_elbo"][0]
+    # The classes are told apart where they are drawn from.
+    means = cvae.prior(np.eye(3, dtype=np.float32)).mean().numpy()
+    assert min(np.linalg.norm(means[a] - means[b]) for a, b in ((0, 1), (0, 2), (1, 2))) > 0.1
+    assert cvae.generate([0, 1, 2], seed=0).shape == (3, 8, 8, 1)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float64, bool])
+def test_labels_and_latents_of_any_kind(cvae, batch, dtype):
+    image, one_hot = batch[0][:3], batch[1][:3]
+    expected = cvae.posterior(image, one_hot).mean()
+    for given in (one_hot.astype(dtype), tf.constant(one_hot.astype(dtype))):
+        np.testing.assert_array_equal(cvae.posterior(image, given).mean(), expected)
+        found = cvae.likelihood(tf.cast(expected, tf.float64), given).mean()
+        np.testing.assert_array_equal(found, cvae.likelihood(expected, one_hot).mean())

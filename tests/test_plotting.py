@@ -66,3 +66,38 @@ def test_image_table_has_its_title_close_to_the_images(rows):
     # Rows of pixels between the lowest of the title and the first of the images.
     gap = np.flatnonzero(light & (np.arange(len(light)) > np.argmin(light)))
     assert 2 < np.argmin(np.diff(gap) == 1) < 40
+
+
+def test_names_stand_upright_where_they_have_room():
+    images = np.zeros((1, 6, 8, 8, 1))
+    for names, rotation in ((["triangle"] * 6, 90), (["", "triangle", "", "", "square", ""], 0), ([], 0)):
+        (axes,) = plotting.image_table(images, column_names=names).axes
+        assert {label.get_rotation() for label in axes.get_xticklabels()} <= {rotation}
+
+
+def test_calibration():
+    figure = plotting.calibration([[0.5, 0.4, 10], [1.0, 0.9, 2000]], [[1.0, 0.97], [0.5, 1.0]], "t")
+    reliability, selective = figure.axes
+    np.testing.assert_allclose(reliability.lines[1].get_xydata(), [[0.5, 0.4], [1.0, 0.9]])
+    assert [text.get_text() for text in reliability.texts] == ["10", "2,000"]
+    # The error, of the share.
+    np.testing.assert_allclose(selective.lines[0].get_xydata(), [[100, 3], [50, 0]])
+
+
+def test_class_tables():
+    confusion, elbo = np.array([[8, 2], [0, 7]]), np.array([[-80.0, -120.0], [-130.0, -90.0]])
+    found, bound, *_ = plotting.class_tables(confusion, elbo, ["a", "b"], "t").axes
+    # By column and row of the picture: errors alone have a colour.
+    assert {(*text.get_position(), text.get_text()) for text in found.texts} == {(0, 0, "8"), (1, 0, "2"), (1, 1, "7")}
+    np.testing.assert_array_equal(found.images[0].get_array(), [[0, 2], [0, 0]])
+    np.testing.assert_array_equal(bound.images[0].get_array(), elbo)
+    for axes, across in ((found, "class found"), (bound, "label given")):
+        assert (axes.get_xlabel(), axes.get_ylabel()) == (across, "true class")
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+
+
+def test_latent():
+    variance, rate = plotting.latent([0.1, 3.0, 0.001], [1.0, 0.5, 2.0], "t").axes
+    assert [bar.get_height() for bar in variance.patches] == [3.0, 0.1, 0.001]
+    assert [bar.get_height() for bar in rate.patches] == [2.0, 1.0, 0.5]
+    assert len(plotting.latent([0.1], None, "t").axes) == 1

@@ -94,6 +94,7 @@ def test_save_load_and_serve(network, prior, dataset, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.usefixtures("quick_judge")
 def test_train_and_evaluate(tmp_path, npz):
     settings = {"width": 16, "latent_size": 4, "prior": "label", "epochs": 2, "batch_size": 32, "ema_momentum": 0.9}
     config = TrainConfig(dataset=str(npz), precision="mixed_bfloat16", **settings)
@@ -137,3 +138,18 @@ def test_a_backup_in_another_precision_is_not_gone_on_with(dataset, tmp_path):
     compiled("mixed_bfloat16", "mlp", "label").fit(batches, callbacks=[Backup(tmp_path, batches)], verbose=0)
     with pytest.raises(ValueError, match=r"precision: expected \['bfloat16', 'float32'\] as of the training"):
         compiled("float32", "mlp", "label").fit(batches, epochs=2, callbacks=[Backup(tmp_path, batches)], verbose=0)
+
+
+@pytest.mark.parametrize("before", [None, "mixed_bfloat16", "float64"])
+def test_the_policy_is_as_it_was(before):
+    try:
+        keras.mixed_precision.set_global_policy(before)
+        with dtype_policy("float16"):
+            assert keras.mixed_precision.global_policy().name == "float16"
+        assert keras.mixed_precision.global_policy().name == (before or "float32")
+        # One that was not set follows `set_floatx`, still.
+        keras.backend.set_floatx("float64")
+        assert keras.mixed_precision.global_policy().name == (before or "float64")
+    finally:
+        keras.backend.set_floatx("float32")
+        keras.mixed_precision.set_global_policy(None)

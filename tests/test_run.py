@@ -44,10 +44,12 @@ def folder(finished, tmp_path):
     return tmp_path / "run"
 
 
-@pytest.fixture
-def stopped(tmp_path, npz, monkeypatch):
-    """A run that was stopped after an epoch, with a backup of it."""
-    monkeypatch.setitem(Backup.__init__.__kwdefaults__, "every_seconds", 0)
+@pytest.fixture(scope="module")
+def stopped_once(tmp_path_factory):
+    """A run that was stopped after an epoch, with a backup of it, which the tests copy."""
+    folder = tmp_path_factory.mktemp("stopped")
+    images, labels = stripes()
+    np.savez(folder / "stripes.npz", images=images, labels=labels)
     on_epoch_begin = Backup.on_epoch_begin
 
     def stop(self, epoch, logs=None):
@@ -55,10 +57,22 @@ def stopped(tmp_path, npz, monkeypatch):
         if epoch == 1:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(Backup.__init__.__kwdefaults__, "every_seconds", 0)
         patch.setattr(Backup, "on_epoch_begin", stop)
         with pytest.raises(KeyboardInterrupt):
-            train(small(npz), tmp_path / "run", verbose=0)
+            train(small(folder / "stripes.npz"), folder / "run", verbose=0)
+    return folder / "run"
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path, npz, monkeypatch):
+    """That run, as if it had been begun with the data of the test."""
+    monkeypatch.setitem(Backup.__init__.__kwdefaults__, "every_seconds", 0)
+    shutil.copytree(stopped_once, tmp_path / "run")
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())
+    settings.update(dataset=str(npz), dataset_path=str(npz))
+    (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
     return Run.load(tmp_path / "run")
 
 
@@ -173,6 +187,7 @@ def test_evaluation_outlives_a_spoilt_manifest(folder):
     assert Run.load(folder).evaluation()["elbo"]["mean"] == -1
 
 
+@pytest.mark.usefixtures("quick_judge")
 @pytest.mark.parametrize("begun", [False, True])
 def test_an_evaluation_that_cannot_be_kept_is_printed(folder, monkeypatch, capsys, begun):
     """As the training went on meanwhile, or there is no room."""
@@ -222,6 +237,7 @@ def test_summary_of_one_test_image(folder):
     assert "elbo 1.00 +- ?" in summary
 
 
+@pytest.mark.usefixtures("quick_judge")
 def test_evaluation_and_plot_keep_the_manifest(folder):
     run = Run.load(folder)
     dataset = load_dataset(run.config.dataset)
@@ -297,6 +313,7 @@ def relative(stopped, npz, tmp_path, monkeypatch):
     return Run.load(stopped.path)
 
 
+@pytest.mark.usefixtures("quick_judge")
 def test_commands_find_the_data_from_another_folder(relative, npz, capsys):
     # Of the same name, and not that of the training.
     images, labels = stripes(seed=1)
@@ -439,6 +456,41 @@ def test_an_older_run_does_not_know_where_its_data_were(relative, tmp_path, npz)
         Run.load(relative.path).training_data()
     shutil.copy(npz, "stripes.npz")
     assert Run.load(relative.path).training_data().name == "stripes.npz"
+
+
+def test_resume_with_other_versions_says_so(stopped, capsys):
+    settings = json.loads((stopped.path / "config.json").read_text())
+    settings["versions"]["tensorflow"] = "2.0.0"
+    (stopped.path / "config.json").write_text(json.dumps(settings))
+    train(stopped.config, stopped.path, resume=True, verbose=0)
+    printed = capsys.readouterr().out
+    assert "resumed with other versions (tensorflow): the result can differ in the last digits" in printed
+
+
+def test_a_class_by_its_name_or_number(folder):
+    run = dataclasses.replace(Run.load(folder), class_names=("circle", "2", "star"))
+    assert [run.class_number(label) for label in ("circle", "star", "0", "2", "1")] == [0, 2, 0, 1, 1]
+    with pytest.raises(ValueError, match=r"label: expected one of the classes circle, 2, star .* got square"):
+        run.class_number("square")
+
+
+def test_files_are_on_the_disk_before_they_have_their_name(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def synced(descriptor):
+        fsync(descriptor)
+        done.append(("flushed", os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    def replaced(source, target, **options):
+        replace(source, target, **options)
+        done.append(("named", str(source)))
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    atomic.write_atomically(tmp_path / "one", lambda path: path.write_text("whole"))
+    (first, temporary), (second, named), *after = done
+    assert (first, second, temporary) == ("flushed", "named", named)
+    assert ("flushed", str(tmp_path)) in after
 
 
 def test_resume_without_a_backup(stopped, npz):

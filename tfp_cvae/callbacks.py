@@ -13,6 +13,7 @@ import tf_keras as keras
 
 from tfp_cvae import checks, distribution
 from tfp_cvae.atomic import write_atomically
+from tfp_cvae.losses import NegativeELBO
 
 HISTORY_COLUMNS = (
     "epoch",
@@ -30,30 +31,38 @@ HISTORY_COLUMNS = (
 
 
 class KLWarmUp(keras.callbacks.Callback):
-    """Raises the weight of the KL in `NegativeELBO` linearly, from 1/epochs in the first epoch to its full value.
+    """Raises the weight of the KL in `NegativeELBO` linearly, from 1/epochs of it in the first epoch to its full value.
 
     The reported bound stays the true one: the weight is in the loss only (Bowman et al. 2016; Sonderby et al. 2016).
 
     Args:
         epochs: Epochs until the full weight is reached, >= 1.
-        kl_weight: Full weight, >= 0.
+        kl_weight: Full weight, >= 0; by default that which the loss was given.
 
     Raises:
         TypeError: If an argument is no number.
         ValueError: If an argument is out of range.
     """
 
-    def __init__(self, epochs: int, kl_weight: float = 1.0) -> None:
+    def __init__(self, epochs: int, kl_weight: float | None = None) -> None:
         super().__init__()
         self.epochs = checks.integer("epochs", epochs, 1)
-        checks.number("kl_weight", kl_weight, 0)
+        if kl_weight is not None:
+            checks.number("kl_weight", kl_weight, 0)
         self.kl_weight = kl_weight
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        weight = getattr(self.model.loss, "kl_weight", None)
-        if weight is None:
-            raise TypeError(f"loss: expected NegativeELBO for KLWarmUp, got {self.model.loss!r}")
-        weight.assign(self.kl_weight * min(1.0, (epoch + 1) / self.epochs))
+        loss = self.model.loss
+        if not isinstance(loss, NegativeELBO):
+            raise TypeError(f"loss: expected NegativeELBO for KLWarmUp, got {loss!r}")
+        loss.kl_weight.assign(self._full() * min(1.0, (epoch + 1) / self.epochs))
+
+    def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
+        # Also where training ended before the warm-up did, for a `fit` without this callback.
+        self.model.loss.kl_weight.assign(self._full())
+
+    def _full(self) -> float:
+        return self.model.loss.full_kl_weight if self.kl_weight is None else self.kl_weight
 
 
 class LabelWarmUp(keras.callbacks.Callback):
@@ -140,6 +149,9 @@ class SwapEMAWeights(keras.callbacks.Callback):
 
     For an optimizer with `use_ema=True`. Keras itself puts the average into the model only when training ends, so that
     validation during training would measure other weights than those that are kept. Put it before `ModelCheckpoint`.
+
+    Raises:
+        ValueError: From `fit`, if the optimizer keeps no average.
     """
 
     def __init__(self) -> None:
@@ -163,6 +175,12 @@ class SwapEMAWeights(keras.callbacks.Callback):
             self._trained = None
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
+        optimizer = self.model.optimizer
+        if not getattr(getattr(optimizer, "inner_optimizer", optimizer), "use_ema", False):
+            raise ValueError(
+                f"optimizer: expected use_ema=True for SwapEMAWeights, got {type(optimizer).__name__} without; "
+                "give it to the optimizer, or leave the callback out"
+            )
         # After a `fit` that was interrupted in its validation; but weights that became NaN have been replaced since.
         if not all(np.isfinite(value).all() for value in self._trained or ()):
             self._trained = None

@@ -76,13 +76,16 @@ class Split:
             binarization: "dynamic" draws each pixel as 1 with probability pixel/255; "threshold" is pixel >= 128;
                 "none" is pixel/255, whose bounds in nats are not comparable with those of binary images.
             seed: Seed of the draw.
-            rows: Numbers of the images to return, `[m]` integer; None for all.
+            rows: Numbers of the images to return, `[m]` integer, or `[n]` bool; None for all.
 
         Returns:
             `[n, height, width, channels]` float32 in {0, 1}, or in [0, 1] with "none"; with `rows`, `m` of these.
         """
         checks.choice("binarization", binarization, typing.get_args(Binarization))
-        numbers = np.arange(len(self)) if rows is None else np.arange(len(self))[np.asarray(rows, int)]
+        numbers = np.arange(len(self))
+        if rows is not None:
+            given = np.asarray(rows)
+            numbers = numbers[given if given.dtype == bool else given.astype(int)]
         drawn = np.empty((len(numbers), *self.images.shape[1:]), np.float32)
         done = 0
         for part in on_disk.parts(self.images) if rows is None else _runs(numbers):

@@ -248,9 +248,11 @@ def _latent_use(
     if label is not None and cvae.num_classes > 1:
         known = train.labelled()
         known = known.rows(_choice(len(known), _PROBE_IMAGES, seed))
-        _, train_noise, _ = latents.posterior_statistics(cvae, known.binarized(binarization), known.labels)
-        probed = Estimate.of(latents.linear_probe((train_noise, known.labels), (noise, label)))
-        chance = float(np.bincount(label).max() / len(label))
+        # Of many images of a class and few of another, those may all be of one.
+        if len(np.unique(known.labels)) > 1:
+            _, train_noise, _ = latents.posterior_statistics(cvae, known.binarized(binarization), known.labels)
+            probed = Estimate.of(latents.linear_probe((train_noise, known.labels), (noise, label)))
+            chance = float(np.bincount(label).max() / len(label))
     return LatentUse(
         latent_size=cvae.latent_size,
         active_units=int(np.sum(variance > _ACTIVE)),

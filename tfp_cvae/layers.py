@@ -242,7 +242,8 @@ def dtype_policy(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        keras.mixed_precision.set_global_policy(before)
+        # None, as at first, follows `set_floatx`.
+        keras.mixed_precision.set_global_policy(None if before.name == keras.backend.floatx() else before)
 
 
 def clear_bijector_cache() -> None:

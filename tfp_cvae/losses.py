@@ -15,19 +15,31 @@ from tfp_cvae import objectives
 from tfp_cvae.outputs import SemiSupervisedOutput
 
 
+class _LossOfImages(keras.losses.Loss):
+    """A loss with one value for each image."""
+
+    def __call__(self, y_true: tf.Tensor, y_pred: Any, sample_weight: tf.Tensor | None = None) -> tf.Tensor:
+        return super().__call__(y_true, y_pred, _checked_weight(sample_weight))
+
+
 @keras.saving.register_keras_serializable("tfp_cvae")
-class NegativeELBO(keras.losses.Loss):
+class NegativeELBO(_LossOfImages):
     """Negative evidence lower bound, D + R, with the KL in closed form where it has one.
 
         loss = D + kl_weight * R
 
     With `free_bits` the rate is replaced by sum_j max(free_bits, mean over the batch of R_j), j over latent dimensions
-    (Kingma et al. 2016, eq. 15), which depends on the batch. Neither option changes what the metrics report.
+    (Kingma et al. 2016, eq. 15), which depends on the batch, all images of which count the same in it, whatever their
+    sample_weight. Neither option changes what the metrics report.
 
     Args:
-        kl_weight: Weight of the rate, >= 0; 1 is the bound. `callbacks.KLWarmUp` changes it during training.
+        kl_weight: Weight of the rate, >= 0; 1 is the bound. `callbacks.KLWarmUp` raises it to this during training.
         free_bits: Rate in nats that each latent dimension has for free, >= 0.
         **kwargs: Of `keras.losses.Loss`.
+
+    Attributes:
+        kl_weight: Weight of the rate at the moment, a `tf.Variable`.
+        full_kl_weight: The weight that was given.
 
     Raises:
         ValueError: If an argument is negative.
@@ -40,6 +52,7 @@ class NegativeELBO(keras.losses.Loss):
         for argument, value in (("kl_weight", kl_weight), ("free_bits", free_bits)):
             if not value >= 0:
                 raise ValueError(f"{argument}: expected a number >= 0, got {value}")
+        self.full_kl_weight = float(kl_weight)
         self.kl_weight = tf.Variable(kl_weight, trainable=False, dtype=tf.float32, name="kl_weight")
         self.free_bits = free_bits
 
@@ -63,11 +76,11 @@ class NegativeELBO(keras.losses.Loss):
         return objectives.distortion(image, y_pred) + tf.cast(self.kl_weight, rate.dtype) * rate
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "kl_weight": float(self.kl_weight.numpy()), "free_bits": self.free_bits}
+        return {**super().get_config(), "kl_weight": self.full_kl_weight, "free_bits": self.free_bits}
 
 
 @keras.saving.register_keras_serializable("tfp_cvae")
-class NegativeIWAE(keras.losses.Loss):
+class NegativeIWAE(_LossOfImages):
     """Negative importance-weighted bound, -log 1/K sum_k w_k, with K the model's `num_samples`.
 
     Source: Burda et al. 2015, eq. 8. Of a `SemiSupervisedCVAE`, q(y|x) has no part in it, and learns nothing.
@@ -156,6 +169,16 @@ def _checked_image(y_true: tf.Tensor, y_pred: Any) -> tf.Tensor:
     return tf.ensure_shape(y_true, y_pred.shape)
 
 
+def _checked_weight(sample_weight: tf.Tensor | None) -> tf.Tensor | None:
+    if sample_weight is None:
+        return None
+    shape = tf.convert_to_tensor(sample_weight).shape
+    # Weights of pixels would be broadcast over the losses of the images without a word.
+    if shape.rank is not None and (shape.rank > 2 or shape[1:].num_elements() not in (None, 1)):
+        raise ValueError(f"sample_weight: expected [batch], a weight for each image, got shape {shape.as_list()}")
+    return sample_weight
+
+
 class _BoundMetric(keras.metrics.Mean):
     """Mean of an objective over all images of an epoch."""
 
@@ -164,7 +187,7 @@ class _BoundMetric(keras.metrics.Mean):
     @tf.autograph.experimental.do_not_convert
     def update_state(self, y_true: tf.Tensor, y_pred: Any, sample_weight: tf.Tensor | None = None) -> Any:
         values = type(self).objective(_checked_image(y_true, y_pred), y_pred)
-        return super().update_state(values, sample_weight=sample_weight)
+        return super().update_state(values, sample_weight=_checked_weight(sample_weight))
 
 
 @keras.saving.register_keras_serializable("tfp_cvae")

@@ -61,20 +61,19 @@ class CVAE(CheckedModel):
         (self.latent_size,), decoder_classes, decoded_shape = checked_network(
             "decoder", decoder, "latent", IndependentBernoulli
         )
-        self.num_classes = decoder_classes or encoder_classes
+        (prior_classes,), _, prior_size = (
+            ((0,), 0, self.latent_size)
+            if prior is None
+            else checked_network("prior", prior, "one_hot", MultivariateNormalDiag, CouplingFlow)
+        )
+        self.num_classes = decoder_classes or encoder_classes or prior_classes
         fits = [
             ("decoder: image shape", decoded_shape, self.image_shape),
             ("encoder: latent size", posterior_size, self.latent_size),
             ("encoder: number of classes", encoder_classes or self.num_classes, self.num_classes),
+            ("prior: number of classes", prior_classes or self.num_classes, self.num_classes),
+            ("prior: latent size", prior_size, self.latent_size),
         ]
-        if prior is not None:
-            (prior_classes,), _, prior_size = checked_network(
-                "prior", prior, "one_hot", MultivariateNormalDiag, CouplingFlow
-            )
-            fits += [
-                ("prior: number of classes", prior_classes, self.num_classes),
-                ("prior: latent size", prior_size, self.latent_size),
-            ]
         for name, given, expected in fits:
             if given != expected:
                 raise ValueError(f"{name}: expected {expected}, as of the other networks, got {given}")
@@ -131,9 +130,10 @@ class CVAE(CheckedModel):
             one_hot: `[batch, num_classes]` float32; None without classes.
 
         Returns:
-            `tfd.Independent(tfd.Bernoulli)`, batch shape `[..., batch]`, event shape `[height, width, channels]`.
+            `tfd.Independent(tfd.Bernoulli)`, batch shape `[..., batch]`, event shape `[height, width, channels]`. With
+            a latent `[batch, latent_size]` it can be used as a tensor, its mean.
         """
-        latent = tf.convert_to_tensor(latent, tf.float32)
+        latent = tf.cast(latent, tf.float32)
         if latent.shape.rank == 2:
             return self.decoder(_network_inputs(self.decoder, latent, one_hot))
         # The decoder takes one batch dimension: fold the others into it, and unfold the logits.
@@ -362,7 +362,7 @@ def _network_inputs(network: keras.Model, tensor: tf.Tensor, one_hot: tf.Tensor 
         return tensor
     width = network.inputs[1].shape[-1]
     if one_hot is not None:
-        one_hot = tf.convert_to_tensor(one_hot, tf.float32)
+        one_hot = tf.cast(one_hot, tf.float32)
     if one_hot is None or one_hot.shape.rank not in (None, 2):
         got = "None" if one_hot is None else f"shape {one_hot.shape.as_list()}"
         raise ValueError(

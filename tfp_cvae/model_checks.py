@@ -42,7 +42,7 @@ class CheckedModel(keras.Model):
             **kwargs: Of `keras.Model.compile`.
 
         Raises:
-            TypeError: If the optimizer is not one of `tf_keras`.
+            TypeError: If the optimizer is not one of `tf_keras`, or there is more than one loss.
             ValueError: If the loss is one of Keras, which sees the mean image alone, or networks in float16 are trained
                 without scaling of the loss.
         """
@@ -51,6 +51,8 @@ class CheckedModel(keras.Model):
                 f"optimizer: expected one of tf_keras, got {type(optimizer).__module__}.{type(optimizer).__name__}; "
                 f"tf.keras is Keras 3 here, so use tf_keras.optimizers.{type(optimizer).__name__}"
             )
+        if isinstance(loss, list | tuple | dict):
+            raise TypeError(f"loss: expected one loss, as the model has one output, got {loss!r:.80}; give it alone")
         module = getattr(loss, "__module__", "") if callable(loss) else ""
         if isinstance(loss, str) or module.split(".")[0] in ("keras", "tf_keras"):
             raise ValueError(
@@ -137,6 +139,8 @@ class CheckedModel(keras.Model):
         elif validation_data is not None:
             validation_data = checked_dataset(validation_data, self.takes_unlabelled)
         check_callbacks(callbacks)
+        # Where the last `fit` ended with an exception, Keras would validate on its data again.
+        self._eval_data_handler = None
         return super().fit(
             x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data, shuffle, **kwargs
         )

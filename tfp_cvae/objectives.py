@@ -58,7 +58,7 @@ def exact_rate(output: Any) -> tf.Tensor | None:
     """Rate KL(q(z|x,y) || p(z|y)) in closed form; None where there is none, as for a prior that is a flow.
 
     Args:
-        output: Model output.
+        output: Output of a `CVAE`; of a `SemiSupervisedCVAE` its `given_each_label`.
 
     Returns:
         `[batch]` float32, nats per image, >= 0.
@@ -73,7 +73,7 @@ def log_ratio(output: Any) -> tf.Tensor:
     """Log density ratio log p(z_k|y) - log q(z_k|x,y) of each latent sample, whose mean estimates -R.
 
     Args:
-        output: Model output.
+        output: As of `exact_rate`.
 
     Returns:
         `[K, batch]` float32, nats per image.
@@ -111,7 +111,7 @@ def log_likelihood(image: tf.Tensor, output: Any) -> tf.Tensor:
 
     Args:
         image: `[batch, height, width, channels]` float32, in {0, 1}.
-        output: Model output.
+        output: As of `exact_rate`.
 
     Returns:
         `[K, batch]` float32, nats per image.
@@ -154,7 +154,7 @@ def log_weights(image: tf.Tensor, output: Any) -> tf.Tensor:
 
     Args:
         image: `[batch, height, width, channels]` float32, in {0, 1}.
-        output: Model output.
+        output: As of `exact_rate`.
 
     Returns:
         `[K, batch]` float32, nats per image.

@@ -124,14 +124,21 @@ class SemiSupervisedCVAE(CVAE):
         """Pixel probabilities at the posterior mean, under the labels as q(y|x) weighs them where there is none."""
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         image, one_hot = self.checked_inputs(x)
-        at_mean = self._given_each_label(image, tf.zeros([tf.shape(image)[0], self.num_samples * self.latent_size]))
+        each_label = self._each_label(image)
+        posterior = self._posterior_given_each_label(image, each_label)
+        latent = posterior.mean()[tf.newaxis]
+        at_mean = CVAEOutput(posterior, self.prior(each_label), latent, self.likelihood(latent, each_label))
         return SemiSupervisedOutput(one_hot, self.label_posterior(image), at_mean).mean_image()
 
     def _given_each_label(self, image: tf.Tensor, noise: tf.Tensor) -> CVAEOutput:
         """Output of the CVAE under each label, with the same noise, as the bounds under them are compared."""
-        one_hot = tf.tile(tf.eye(self.num_classes), [tf.shape(image)[0], 1])
+        one_hot = self._each_label(image)
         posterior = self._posterior_given_each_label(image, one_hot)
         return self.infer(posterior, one_hot, tf.repeat(noise, self.num_classes, axis=0))
+
+    def _each_label(self, image: tf.Tensor) -> tf.Tensor:
+        """The label of each row of `SemiSupervisedOutput.given_each_label`, one-hot."""
+        return tf.tile(tf.eye(self.num_classes), [tf.shape(image)[0], 1])
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -322,7 +322,7 @@ def _fit(
     best = {"monitor": "val_loss", "mode": "min"} if iwae else {"monitor": "val_elbo", "mode": "max"}
     listeners = [
         HistoryCSV(run.path / "history.csv", images_per_epoch=steps_per_epoch * config.batch_size),
-        *([KLWarmUp(config.kl_warmup_epochs, config.kl_weight)] if config.kl_warmup_epochs else []),
+        *([KLWarmUp(config.kl_warmup_epochs)] if config.kl_warmup_epochs else []),
         *([LabelWarmUp(config.label_warmup_epochs)] if config.semi_supervised and config.label_warmup_epochs else []),
         *([SwapEMAWeights()] if config.ema_momentum else []),
         StopAtNonFiniteLoss(),

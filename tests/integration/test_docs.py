@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 import PIL.Image
 import pytest
 import requests
@@ -123,6 +124,23 @@ def test_results_are_those_of_the_files():
             mean, error = (float(measured[name][column]) for column in (key, f"{key}_se"))
             assert f"| {mean:.2f} +- {error:.2f} |" in row, (name, key)
         assert row.endswith(f"| {measured[name]['K']} |")
+
+
+def test_errors_with_few_labels_are_those_of_the_file():
+    with (ROOT / "benchmarks" / "results" / "few-labels.csv").open(newline="") as lines:
+        rows = [row for row in csv.DictReader(lines) if row["run"].startswith("m2-")]
+    table = re.findall(
+        r"^\| ([\d,]+) \| (grey|binarized).*\| (\S+ \+- \S+) \| (\S+ \+- \S+) \|$", PAGES["few_labels"], re.M
+    )
+    found = {(int(labels.replace(",", "")), kind): (alone, own) for labels, kind, alone, own in table}
+    assert len(found) == 8
+    for (labels, kind), written in found.items():
+        own = [row for row in rows if int(row["num_labels"]) == labels]
+        measured = []
+        for column in ("supervised", "label_posterior"):
+            values = np.array([float(row[f"{column}_grey" if kind == "grey" else column]) for row in own])
+            measured.append(f"{values.mean():.2f} +- {values.std(ddof=1) / len(values) ** 0.5:.2f}")
+        assert written == tuple(measured), (labels, kind)
 
 
 def test_python_of_a_client(folder):

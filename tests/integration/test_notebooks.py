@@ -18,6 +18,7 @@ SMALL = {
         "epochs": 1,
         "mistake_epochs": 1,
         "classifier_epochs": 1,
+        "classifier_images": 20,
         "count": 10,
     },
     "04_evaluation": {
@@ -28,7 +29,7 @@ SMALL = {
             "num_importance_samples": 2,
             "num_images": 50,
             "generated_per_class": 5,
-            "num_classifier_images": 500,
+            "num_classifier_images": 20,
             "classifier_epochs": 1,
         },
         "num_samples": [1, 2],
@@ -45,7 +46,7 @@ SMALL = {
         "priors": ["label"],  # that of the recipe is a flow
         "tfds_name": "mnist",
     },
-    "07_few_labels": {"epochs": 2, "label_epochs": 1, "supervised_epochs": 2, "num_samples": 2},
+    "07_few_labels": {"epochs": 5, "label_epochs": 1, "supervised_epochs": 2, "num_samples": 2},
 }
 
 

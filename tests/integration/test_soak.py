@@ -14,9 +14,11 @@ from tfp_cvae.backup import Backup
 from tfp_cvae.bounds import evaluate_bound
 from tfp_cvae.build import build_cvae
 from tfp_cvae.callbacks import HistoryCSV, ImageGrid, StopAtNonFiniteLoss, SwapEMAWeights
+from tfp_cvae.flows import CouplingFlow
 from tfp_cvae.importance import importance_estimate
 from tfp_cvae.likelihood import likelihood_under_each_label
 from tfp_cvae.losses import ELBO, NegativeELBO
+from tfp_cvae.model import CVAE
 from tfp_cvae.sources import load_dataset
 
 # Of the time, after which memory is measured; TensorFlow fills its caches before.
@@ -26,17 +28,22 @@ WARM_UP = 0.2
 def test_memory_and_open_files_stay_flat(tmp_path, request, record_property):
     minutes = request.config.getoption("--soak-minutes")
     data = load_dataset("mnist5k")
+    train, held_out = data.train.rows(np.arange(512)), data.validation.rows(np.arange(200))
     keras.utils.set_random_seed(0)
-    cvae = build_cvae(data.image_shape, 10, latent_size=10, width=100, prior="flow")
+    networks = build_cvae(data.image_shape, 10, latent_size=10, width=100)
+    one_hot = keras.Input((10,))
+    # Small, as most of the time would go into what TensorFlow makes of it.
+    flow = keras.Model(one_hot, CouplingFlow(10, depth=2, width=16)(one_hot))
+    cvae = CVAE(networks.encoder, networks.decoder, flow)
     cvae.compile(keras.optimizers.Adam(use_ema=True), loss=NegativeELBO(), metrics=[ELBO()])
-    validation = data.validation.batches(100)
+    validation = held_out.batches(100)
     image, label = data.test.binarized()[:20], data.test.labels[:20]
     process = psutil.Process()
     begin, cycles, seen = time.monotonic(), 0, []
-    while time.monotonic() < begin + 60 * minutes or cycles < 5:
-        batches = data.train.batches(128, seed=cycles)
+    while time.monotonic() < begin + 60 * minutes or cycles < 8:
+        batches = train.batches(128, seed=cycles)
         callbacks = [
-            HistoryCSV(tmp_path / "history.csv", len(data.train)),
+            HistoryCSV(tmp_path / "history.csv", len(train)),
             SwapEMAWeights(),
             StopAtNonFiniteLoss(),
             keras.callbacks.ModelCheckpoint(str(tmp_path / "best.keras"), "val_elbo", mode="max", save_best_only=True),
@@ -64,5 +71,5 @@ def test_memory_and_open_files_stay_flat(tmp_path, request, record_property):
     record_property("soak", line)
     print(line)
     assert files[warm].max() <= files[warm].min() + 2
-    # In a short run TensorFlow's caches still fill.
-    assert parts[-1] <= (1.05 if minutes >= 10 else 1.25) * parts[0]
+    # A short run has few cycles for a leak, each of which would take some MB, and memory goes up and down by 1%.
+    assert parts[-1] <= (1.05 if minutes >= 10 else 1.03) * parts[0]
