@@ -100,7 +100,7 @@ def perturb(model: keras.Model, scale: float = 0.05, seed: int = 0) -> None:
 
 @pytest.fixture
 def quick_judge(monkeypatch):
-    """Classifiers of a step an epoch, and a look at the speed that takes no time: where both do not matter."""
+    """No more epochs of classifiers than are asked for, and a short look at the speed, where neither matters."""
     monkeypatch.setattr(recognition, "_MIN_STEPS", 1)
     monkeypatch.setitem(importance.products_per_second.__kwdefaults__, "seconds", 0.01)
 

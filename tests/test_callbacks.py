@@ -17,14 +17,14 @@ def compiled(optimizer="adam", loss=None):
 
 
 def test_kl_warm_up(batch):
-    cvae = compiled(loss=NegativeELBO(kl_weight=0.5))
-    history = cvae.fit(batch, batch[0], epochs=4, callbacks=[KLWarmUp(4, 2.0)], verbose=0).history
+    cvae = compiled(loss=NegativeELBO(kl_weight=2.0))
+    history = cvae.fit(batch, batch[0], epochs=4, callbacks=[KLWarmUp(4)], verbose=0).history
     # The loss is D + weight * R, the ELBO -(D + R).
     weights = 1 + (np.array(history["loss"]) + history["elbo"]) / np.array(history["rate"])
     np.testing.assert_allclose(weights, [0.5, 1.0, 1.5, 2.0], rtol=1e-3)
 
 
-def test_kl_warm_up_ends_at_the_weight_of_the_loss(batch):
+def test_kl_warm_up_ends_at_the_weight_of_the_loss(batch, tmp_path):
     loss = NegativeELBO(kl_weight=4.0)
     cvae = compiled(loss=loss)
     cvae.fit(batch, batch[0], epochs=3, callbacks=[KLWarmUp(2)], verbose=0)
@@ -37,6 +37,8 @@ def test_kl_warm_up_ends_at_the_weight_of_the_loss(batch):
     cvae.fit(batch, batch[0], epochs=1, callbacks=[KLWarmUp(8), look], verbose=0)
     assert seen == [(0.5, 4.0)]
     assert loss.kl_weight.numpy() == 4
+    cvae.save(tmp_path / "cvae.keras")
+    assert keras.models.load_model(tmp_path / "cvae.keras").loss.kl_weight.numpy() == 4
 
 
 @pytest.mark.parametrize(
@@ -44,8 +46,6 @@ def test_kl_warm_up_ends_at_the_weight_of_the_loss(batch):
     [
         ((0,), "epochs: expected an integer >= 1, got 0"),
         ((-2,), "epochs: expected an integer >= 1, got -2"),
-        ((1, float("nan")), "kl_weight: expected a number >= 0, got nan"),
-        ((1, -1.0), "kl_weight: expected a number >= 0, got -1.0"),
     ],
 )
 def test_kl_warm_ups_that_cannot_be(arguments, message):

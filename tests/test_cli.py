@@ -139,6 +139,12 @@ assert "tensorflow" not in sys.modules
     assert [line[: len(message)] for line, message in zip(lines, expected, strict=True)] == expected
 
 
+def test_the_traceback_behind_an_error_can_be_seen(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFP_CVAE_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="run: expected the folder"):
+        main(["check", str(tmp_path)])
+
+
 def test_nobody_reads_what_is_printed():
     reader, writer = os.pipe()
     os.close(reader)

@@ -84,9 +84,9 @@ def assert_same(one, other, rtol=1e-5):
 def test_as_keras_trains(dataset, monkeypatch):
     """Weights, moments, averages, metrics and counters, with 13 steps in executions of 5, 5 and 3."""
     kwargs = {"epochs": 3, "validation_data": dataset.validation.batches(16)}
-    expected = by_keras(monkeypatch, model(dataset), batches(dataset), callbacks=[KLWarmUp(3, kl_weight=2.0)], **kwargs)
+    expected = by_keras(monkeypatch, model(dataset), batches(dataset), callbacks=[KLWarmUp(3)], **kwargs)
     monkeypatch.setattr(keras.Model, "make_train_function", refuse)
-    found = trained(model(dataset), batches(dataset), callbacks=[KLWarmUp(3, kl_weight=2.0)], **kwargs)
+    found = trained(model(dataset), batches(dataset), callbacks=[KLWarmUp(3)], **kwargs)
     assert_same(found, expected)
     assert found[2] == 3 * STEPS
     # Something was trained, so that the comparison says something.

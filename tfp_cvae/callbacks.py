@@ -13,7 +13,6 @@ import tf_keras as keras
 
 from tfp_cvae import checks, distribution
 from tfp_cvae.atomic import write_atomically
-from tfp_cvae.losses import NegativeELBO
 
 HISTORY_COLUMNS = (
     "epoch",
@@ -33,36 +32,31 @@ HISTORY_COLUMNS = (
 class KLWarmUp(keras.callbacks.Callback):
     """Raises the weight of the KL in `NegativeELBO` linearly, from 1/epochs of it in the first epoch to its full value.
 
-    The reported bound stays the true one: the weight is in the loss only (Bowman et al. 2016; Sonderby et al. 2016).
+    The full value is the `kl_weight` that the loss was given. The reported bound stays the true one: the weight is in
+    the loss only (Bowman et al. 2016; Sonderby et al. 2016). After a `fit` that ended with an exception the weight may
+    be a lower one: compile with a new loss, or go on with this callback.
 
     Args:
         epochs: Epochs until the full weight is reached, >= 1.
-        kl_weight: Full weight, >= 0; by default that which the loss was given.
 
     Raises:
-        TypeError: If an argument is no number.
-        ValueError: If an argument is out of range.
+        TypeError: If `epochs` is not an integer; from `fit`, if the loss is another one.
+        ValueError: If `epochs` is less than 1.
     """
 
-    def __init__(self, epochs: int, kl_weight: float | None = None) -> None:
+    def __init__(self, epochs: int) -> None:
         super().__init__()
         self.epochs = checks.integer("epochs", epochs, 1)
-        if kl_weight is not None:
-            checks.number("kl_weight", kl_weight, 0)
-        self.kl_weight = kl_weight
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         loss = self.model.loss
-        if not isinstance(loss, NegativeELBO):
+        if not hasattr(loss, "full_kl_weight"):
             raise TypeError(f"loss: expected NegativeELBO for KLWarmUp, got {loss!r}")
-        loss.kl_weight.assign(self._full() * min(1.0, (epoch + 1) / self.epochs))
+        loss.kl_weight.assign(loss.full_kl_weight * min(1.0, (epoch + 1) / self.epochs))
 
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
-        # Also where training ended before the warm-up did, for a `fit` without this callback.
-        self.model.loss.kl_weight.assign(self._full())
-
-    def _full(self) -> float:
-        return self.model.loss.full_kl_weight if self.kl_weight is None else self.kl_weight
+        # There may have been fewer epochs, and the next `fit` may be without this callback.
+        self.model.loss.kl_weight.assign(self.model.loss.full_kl_weight)
 
 
 class LabelWarmUp(keras.callbacks.Callback):

@@ -39,7 +39,7 @@ class NegativeELBO(_LossOfImages):
 
     Attributes:
         kl_weight: Weight of the rate at the moment, a `tf.Variable`.
-        full_kl_weight: The weight that was given.
+        full_kl_weight: The weight that was given, with which the loss is saved.
 
     Raises:
         ValueError: If an argument is negative.

@@ -399,8 +399,7 @@ def run_to_resume(path: pathlib.Path, config: TrainConfig, *, overwrite: bool, r
         ValueError: If the folder holds something else, the run was begun with other settings, or both `overwrite`
             and `resume` are given.
     """
-    if overwrite and resume:
-        raise ValueError("overwrite, resume: expected one of them, got both")
+    check_one_of(overwrite, resume)
     if not resume or not holds_run(path):
         check_free(path, overwrite)
         return None
@@ -413,6 +412,12 @@ def run_to_resume(path: pathlib.Path, config: TrainConfig, *, overwrite: bool, r
                 "settings to the run folder (--resume --output), or train into another one"
             )
     return run
+
+
+def check_one_of(overwrite: bool, resume: bool) -> None:
+    """Raises ValueError if a run is to be both deleted and gone on with."""
+    if overwrite and resume:
+        raise ValueError("overwrite, resume: expected one of them, got both")
 
 
 def check_free(path: pathlib.Path, overwrite: bool) -> None:

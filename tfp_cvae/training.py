@@ -34,7 +34,7 @@ from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate, 
 from tfp_cvae.memory import keep_freed_memory
 from tfp_cvae.model import CVAE
 from tfp_cvae.model_files import weights_sha256
-from tfp_cvae.run import Run, has_config, held_out_protocol, run_to_resume, versions
+from tfp_cvae.run import Run, check_one_of, has_config, held_out_protocol, run_to_resume, versions
 from tfp_cvae.sources import load_training_data
 
 _STEPS_PER_EXECUTION = 50
@@ -81,6 +81,7 @@ def train(
         KeyboardInterrupt: If the training was interrupted, after what was trained so far has been saved.
     """
     config = config or TrainConfig()
+    check_one_of(overwrite, resume)
     path = pathlib.Path(output or default_output(config))
     keep_freed_memory()
     strategy = strategy or distribution.from_environment()

@@ -24,7 +24,7 @@ from tensorflow_serving.config import model_server_config_pb2
 from tfp_cvae import cli
 from tfp_cvae.build import build_semi_supervised_cvae
 from tfp_cvae.commands import Train
-from tfp_cvae.config import TrainConfig
+from tfp_cvae.config import QUICK_EVALUATION, EvaluationConfig, TrainConfig
 from tfp_cvae.export import export_saved_model
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -124,6 +124,27 @@ def test_results_are_those_of_the_files():
             mean, error = (float(measured[name][column]) for column in (key, f"{key}_se"))
             assert f"| {mean:.2f} +- {error:.2f} |" in row, (name, key)
         assert row.endswith(f"| {measured[name]['K']} |")
+
+
+def test_the_amounts_of_an_evaluation_are_those_of_the_settings():
+    full, quick = EvaluationConfig(), QUICK_EVALUATION
+    readme, page, help_text = (
+        " ".join(text.split())
+        for text in (
+            (ROOT / "README.md").read_text(),
+            PAGES["evaluation"],
+            (ROOT / "tfp_cvae" / "commands.py").read_text(),
+        )
+    )
+    assert f"K = {full.num_importance_samples:,}" in readme
+    assert f"those within {full.label_margin:.0f} nats" in readme
+    assert f"K = {full.num_importance_samples:,}" in page
+    assert f"({full.generated_per_class:,} of each class)" in page
+    assert f"{quick.num_images} images with K = {quick.num_importance_samples}" in page
+    assert (
+        f"{quick.num_images} images, K = {quick.num_importance_samples}, "
+        f"classifiers on {quick.num_classifier_images:,} images"
+    ) in help_text
 
 
 def test_errors_with_few_labels_are_those_of_the_file():
