@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def pytest_addoption(parser):
-    parser.addoption("--kills", type=int, default=6, help="trainings that are killed; long: 200")
+    parser.addoption("--kills", type=int, default=4, help="trainings that are killed; long: 200")
     parser.addoption("--crash-seed", type=int, default=0, help="which trainings are killed, and when")
     parser.addoption("--soak-minutes", type=float, default=0.5, help="training in one process; long: 60")
     parser.addoption("--fuzz-inputs", type=int, default=2000, help="inputs for all readers in test_fuzz; long: 20000")

@@ -27,20 +27,20 @@ SETTINGS = {
         "ema_momentum": 0.9,
         "early_stopping": 3,
     },
+    "few labels": {
+        "model": "m2",
+        "num_labels": 6,
+        "labelled_per_batch": 4,
+        "label_warmup_epochs": 2,
+        "width": 16,
+        "latent_size": 4,
+    },
     "conv, flow": {"network": "conv", "prior": "flow", "width": 4, "depth": 1, "latent_size": 4},
     "residual, iwae": {
         "network": "residual",
         "prior": "label",
         "objective": "iwae",
         "num_samples": 2,
-        "width": 16,
-        "latent_size": 4,
-    },
-    "few labels": {
-        "model": "m2",
-        "num_labels": 6,
-        "labelled_per_batch": 4,
-        "label_warmup_epochs": 2,
         "width": 16,
         "latent_size": 4,
     },
@@ -95,11 +95,12 @@ def reference(processes, tmp_path_factory):
 @pytest.mark.parametrize("part", range(PARTS))
 def test_killed_at_any_moment(part, processes, reference, tmp_path, request, record_property):
     wanted = request.config.getoption("--kills") / PARTS
-    generator = random.Random(PARTS * request.config.getoption("--crash-seed") + part)
+    crash_seed = request.config.getoption("--crash-seed")
+    generator = random.Random(PARTS * crash_seed + part)
     kills, finished = collections.Counter(), 0
     while kills.total() < wanted:
         # Each kind in turn, so that few kills are of several.
-        name = list(SETTINGS)[(PARTS * finished + part) % len(SETTINGS)]
+        name = list(SETTINGS)[(crash_seed + PARTS * finished + part) % len(SETTINGS)]
         settings, expected, moments, seconds = reference(name)
         place = tmp_path / f"{finished}"
         place.mkdir()
