@@ -71,7 +71,7 @@ class Notebook:
         self.folder = folder
         self.callbacks = [
             SwapEMAWeights(),
-            KLWarmUp(3, 0.5),
+            KLWarmUp(3),
             HistoryCSV(folder / "history.csv", 216),
             ImageGrid(folder / "grid.npz"),
             keras.callbacks.ReduceLROnPlateau("val_elbo", mode="max", patience=1, min_delta=2.0),
