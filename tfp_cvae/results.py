@@ -110,8 +110,8 @@ class LatentUse:
         variance_of_means: Var_x(E_q(z|x,y)[z_j]) of each dimension, within the classes.
         rate_per_dimension: Mean KL of each dimension, nats per image; None if the prior is not diagonal.
         linear_probe: Share of the images whose class logistic regression finds in z, seen in the space of the prior's
-            noise (`latents.posterior_statistics`); None with fewer than two classes,
-            also if all images it would learn from are of one.
+            noise (`latents.posterior_statistics`); None with fewer than two classes
+            among the images that it would learn from.
         chance: Share of the most frequent class, which a latent without class leaves; None likewise.
     """
 
