@@ -110,7 +110,7 @@ def _unknown(name: str, reason: str = "") -> str:
     """What to tell of a name that stands for nothing, with the one that it nearly is."""
     import tensorflow_datasets as tfds
 
-    known = tfds.list_builders()
+    known = tfds.list_builders(with_community_datasets=False)
     near = difflib.get_close_matches(
         name.lower()[: checks.LONGEST_NAME], (EMBEDDED, *_SUGGESTED, *known), n=1, cutoff=0.8
     )
