@@ -76,7 +76,7 @@ def _parse(arguments: Sequence[str] | None) -> Any:
         if not stop.code:
             raise
         message = _unboxed(printed.getvalue())
-        raise ValueError(archive.one_line(f"{message}; {_near(message, config)}see {_help(words)}", 900)) from None
+        raise ValueError(archive.one_line(f"{message}; {_near(message, words)}see {_help(words)}", 900)) from None
 
 
 def _any_command(config: TrainConfig) -> Any:
@@ -98,9 +98,10 @@ def _help(words: Sequence[str]) -> str:
     return f"tfp-cvae {words[0]} --help" if words and words[0] in commands.COMMANDS else "tfp-cvae --help"
 
 
-def _near(message: str, config: TrainConfig) -> str:
+def _near(message: str, words: Sequence[str]) -> str:
     """What a misspelt word could have meant."""
-    kinds = [config, *commands.COMMANDS.values()]
+    command = commands.COMMANDS.get(words[0]) if words else None
+    kinds = [command, TrainConfig] if command is commands.Train else [command] if command else []
     flags = [f"--{field.name.replace('_', '-')}" for kind in kinds for field in dataclasses.fields(kind)]
     for word in re.findall(r"[\w-]+", message.partition("Unrecognized options:")[2]):
         near = difflib.get_close_matches(word, flags if word.startswith("--") else commands.COMMANDS, n=1, cutoff=0.7)
