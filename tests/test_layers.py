@@ -1,3 +1,4 @@
+import concurrent.futures
 import gc
 
 import numpy as np
@@ -67,6 +68,23 @@ def test_layers_load_with_safe_mode_and_are_their_mean(tmp_path, layer, size):
     # A tensor made of the distribution is its mean, not a sample.
     np.testing.assert_array_equal(model.predict(data, verbose=0), model(data).mean())
     assert type(loaded.layers[-1]) is type(layer)
+
+
+def test_several_threads_use_one_model():
+    """As those of a web server do."""
+    keras.utils.set_random_seed(0)
+    cvae = build_cvae((8, 8, 1), 3, 4, width=8, prior="flow")
+    images, labels = stripes(6)
+
+    def use(seed):
+        return cvae.generate([0, 1], seed=[seed, seed]).numpy(), cvae.reconstruct(images / 255, labels, seed).numpy()
+
+    expected = [use(seed) for seed in range(4)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(use, np.tile(np.arange(4), 50)))
+    for number, pair in enumerate(found):
+        for one, other in zip(pair, expected[number % 4], strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 def test_silu():

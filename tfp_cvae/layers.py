@@ -37,6 +37,17 @@ class SerializableDistributionLambda(tfp.layers.DistributionLambda):
         kwargs = {"dtype": "float32", **kwargs}
         super().__init__(make_distribution_fn, convert_to_tensor_fn=convert_to_tensor_fn, **kwargs)
 
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        # The parent remembers in an attribute who has called `call`, which two threads would change for each other.
+        distribution, _ = super(tfp.layers.DistributionLambda, self).__call__(inputs, *args, **kwargs)
+        return distribution
+
+    def call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        # Both, so that Keras can follow either.
+        distribution, value = super(tfp.layers.DistributionLambda, self).call(inputs, *args, **kwargs)
+        self._most_recently_built_distribution_vars = distribution.variables
+        return distribution, value
+
     def _check_size(self, found: int | None) -> None:
         """Raises ValueError unless there are as many parameters of each distribution as `params_size` says."""
         expected = self.params_size(self.event_shape)
