@@ -12,6 +12,7 @@ import types
 import zlib
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import pytest
 from conftest import stripes
@@ -165,6 +166,25 @@ def test_folder_with_grey_and_colour_pictures(tmp_path):
     folder = write_folder(tmp_path / "pets", mode="L")
     PIL.Image.new("RGB", (12, 10), "red").save(folder / "cat" / "red.png")
     assert load_dataset(folder).image_shape == (10, 12, 3)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_pictures_are_turned_as_a_viewer_turns_them(tmp_path, decoded_once, monkeypatch, large):
+    """What a camera that was held upside down, or on its side, has seen; half of the pictures say nothing of it."""
+    if large:
+        monkeypatch.setattr(cache, "MAX_BYTES_IN_MEMORY", 0)
+    seen = np.zeros((10, 12), np.uint8)
+    seen[:5] = 255
+    for name in "ab":
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for index in range(12):
+            stored, orientation = [(seen, 1), (seen[::-1, ::-1], 3), (np.rot90(seen), 6)][index % 3]
+            exif = PIL.Image.Exif()
+            exif[PIL.ExifTags.Base.Orientation] = orientation
+            PIL.Image.fromarray(stored).save(tmp_path / "pets" / name / f"{index}.jpeg", exif=exif, quality=100)
+    data = load_dataset(tmp_path / "pets")
+    assert data.image_shape == (10, 12, 1)
+    assert np.all((data.train.binarized("threshold")[..., 0] * 255) == seen)
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -332,6 +352,13 @@ def deepen(folder):
     PIL.Image.fromarray(np.full((10, 12), 40_000, np.uint16)).save(folder / "dog" / "03.png")
 
 
+def deepen_colours(folder):
+    """A PNG with 16 bits for each of three colours, which Pillow cannot write."""
+    rows = b"".join(b"\0" + bytes(12 * 6) for _ in range(10))
+    chunks = [(b"IHDR", struct.pack(">2I5B", 12, 10, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    (folder / "dog" / "03.png").write_bytes(as_png(chunks))
+
+
 def empty(folder):
     (folder / "fish").mkdir()
 
@@ -347,6 +374,7 @@ def strange(folder):
         (strange, r"dog/03.png: expected a picture, got an unreadable file"),
         (resize, r"dog/03.png: expected pictures of one size, 12x10 as .*cat/00.png, got 5x5"),
         (deepen, r"dog/03.png: expected 8 bits a channel, got the mode I;16; convert it"),
+        (deepen_colours, r"dog/03.png: expected 8 bits a channel, got the mode RGB;16; convert it"),
         (empty, r"fish: expected at least one picture of the class, got an empty folder"),
     ],
 )
@@ -394,6 +422,10 @@ def png(width, height, data=b""):
         (b"IDAT", zlib.compress(data)),
         (b"IEND", b""),
     ]
+    return as_png(chunks)
+
+
+def as_png(chunks):
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
         for kind, content in chunks

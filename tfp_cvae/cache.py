@@ -18,7 +18,7 @@ from tfp_cvae.archive import one_line
 MAX_BYTES_IN_MEMORY = 2 * 2**30
 
 # Of what is in the folders.
-_VERSION = 2
+_VERSION = 3
 
 
 def folder() -> pathlib.Path:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
+import PIL.ImageOps
 
 from tfp_cvae import cache, checks
 from tfp_cvae.archive import check_packing, file_size, map_arrays, one_line
@@ -52,7 +54,7 @@ def load_pictures(path: pathlib.Path) -> Dataset:
             raise ValueError(f"{one_line(folder)}: expected at least one picture of the class, got an empty folder")
     files = [file for folder in folders for file in members[folder]]
     labels = np.repeat(np.arange(len(folders)), [len(members[folder]) for folder in folders])
-    width, height = next(_each(files[:1], lambda picture: picture.size))
+    width, height = next(_each(files[:1], _size))
     # As if there were colours: which there are is not known before all have been looked at.
     large = 3 * len(files) * height * width > cache.MAX_BYTES_IN_MEMORY
     images = _on_disk(path, files, (height, width)) if large else _stacked(list(_each(files, _decoded)))
@@ -79,8 +81,10 @@ def _on_disk(path: pathlib.Path, files: Sequence[pathlib.Path], size: tuple[int,
 
 
 def _decoded(picture: Any) -> np.ndarray:
-    """`[height, width]` or `[height, width, 3]` uint8, on white where it is transparent, as on paper."""
+    """`[height, width]` or `[height, width, 3]` uint8, upright, on white where it is transparent, as on paper."""
     kind = "L" if _is_grey(picture) else "RGB"
+    if _orientation(picture) != 1:
+        picture = PIL.ImageOps.exif_transpose(picture)
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         paper = PIL.Image.new("RGBA", picture.size, "white")
@@ -92,6 +96,24 @@ def _is_grey(picture: Any) -> bool:
     return picture.mode in _GREY
 
 
+def _mode(picture: Any) -> str:
+    """As Pillow names it, but also of colours of 16 bits, of which it reads 8."""
+    cut = picture.format in ("PNG", "TIFF") and any(";16" in str(tile[3]) for tile in picture.tile)
+    return f"{picture.mode};16" if cut and picture.mode in _MODES else picture.mode
+
+
+def _orientation(picture: Any) -> int:
+    """How a camera was held, as EXIF counts: 1 for upright. Of formats that tell it before they are decoded."""
+    told = picture.format in ("JPEG", "MPO", "WEBP")
+    return picture.getexif().get(PIL.ExifTags.Base.Orientation, 1) if told else 1
+
+
+def _size(picture: Any) -> tuple[int, int]:
+    """Width and height as it is seen."""
+    width, height = picture.size
+    return (height, width) if _orientation(picture) in (5, 6, 7, 8) else (width, height)
+
+
 def _each(files: Sequence[pathlib.Path], take: Callable[[Any], _Taken]) -> Iterator[_Taken]:
     """What a function takes of each picture; all are of one size, and looked at before anything of them is decoded."""
     decoded, on_disk, first_size = 0, 0, None
@@ -99,7 +121,7 @@ def _each(files: Sequence[pathlib.Path], take: Callable[[Any], _Taken]) -> Itera
         on_disk += file_size(file, "picture")
         try:
             with PIL.Image.open(file, formats=_FORMATS) as picture:
-                mode, size = picture.mode, picture.size
+                mode, size = _mode(picture), _size(picture)
                 first_size = first_size or size
                 decoded += size[0] * size[1] * (1 if _is_grey(picture) else 3)
                 if mode in _MODES and size == first_size:
