@@ -44,6 +44,7 @@ def test_images_are_those_of_the_model(served, scheme):
     # More than one request.
     many = np.arange(70)
     np.testing.assert_allclose(request_images(url, many % 3, many), second.generate(many % 3, many), atol=1e-6)
+    np.testing.assert_array_equal(request_images(url, 2, 5), request_images(url, [2], [5]))
     found = request_images(f"{address[scheme]}/v1/models/plain", None, seed)
     np.testing.assert_allclose(found, plain.generate(seed=seed), atol=1e-6)
 
@@ -85,6 +86,9 @@ def test_no_server(scheme):
         (200, b"<html>", "got HTTP 200 without JSON; the REST"),
         (200, b'{"predictions": []}', "with other JSON than that of"),
         (200, b"[1]", "with other JSON than that of"),
+        (200, b'{"outputs": {"a": [1], "b": [2]}}', "got outputs that are no array of numbers"),
+        (200, b'{"outputs": null}', r"got one of the shape \[\], not 1 images"),
+        (200, b'{"outputs": []}', r"got one of the shape \[0\], not 1 images"),
         (503, b'{"error": "loading"}', "got HTTP 503: loading"),
     ],
 )
@@ -114,6 +118,21 @@ def test_rows_and_columns_of_rest_agree(served):
     by_column = requests.post(url, json={"signature_name": "classify", **columns}).json()["outputs"]
     assert [row["label"] for row in by_row] == by_column["label"]
     np.testing.assert_allclose([row["probabilities"] for row in by_row], by_column["probabilities"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("label", "seed", "timeout", "message"),
+    [
+        # More than one request: the first would have been answered.
+        (np.arange(40) % 3, np.arange(32), 1, "label: expected as many as there are seeds, 32, got 40"),
+        (0, np.array([2**64 - 1], np.uint64), 1, r"seed: expected integers < 2\*\*63, got 18446744073709551615"),
+        (0, 0, 0, "timeout: expected a number > 0, got 0"),
+    ],
+)
+def test_what_is_not_asked_for(served, label, seed, timeout, message):
+    _, _, address = served
+    with pytest.raises(ValueError, match=message):
+        request_images(f"{address['http']}/v1/models/cvae", label, seed, timeout=timeout)
 
 
 @pytest.mark.parametrize("url", ["localhost:8501", "http://localhost:8501", "ftp://host/v1/models/cvae", ""])

@@ -30,23 +30,34 @@ def request_images(url: str, label: np.ndarray | None, seed: np.ndarray, *, time
         Pixel probabilities, `[n, height, width, channels]` float32.
 
     Raises:
-        ValueError: If the URL is not one of these, or the server refuses what it is asked.
-        ConnectionError: If no server answers there, or it fails.
+        TypeError: If label, seed or timeout is of the wrong kind.
+        ValueError: If the URL is not one of these, there are not as many labels as seeds, or the server refuses what it
+            is asked.
+        ConnectionError: If no server answers there, or not with images.
     """
     parts = _URL.fullmatch(url)
     if parts is None:
         raise ValueError(
             f"url: expected http://HOST:8501/v1/models/NAME or grpc://HOST:8500/v1/models/NAME, got {url!r}"
         )
-    inputs = {"seed": checks.integers("seed", seed)}
+    inputs = {"seed": np.atleast_1d(checks.integers("seed", seed))}
     if label is not None:
-        inputs["label"] = checks.integers("label", label)
+        inputs["label"] = np.atleast_1d(checks.integers("label", label))
+        sizes = [len(array) for array in inputs.values()]
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"label: expected as many as there are seeds, {sizes[0]}, got {sizes[1]}")
+    checks.number("timeout", timeout, 0, above=True)
     # A server refuses requests that are larger than its batches.
     starts = range(0, len(inputs["seed"]), _ROWS)
     requested = [{name: array[start : start + _ROWS] for name, array in inputs.items()} for start in starts]
-    if parts["scheme"] == "grpc":
-        return np.concatenate([_over_grpc(url, parts, rows, timeout) for rows in requested])
-    return np.concatenate([_over_rest(url, rows, timeout) for rows in requested])
+    over_grpc = parts["scheme"] == "grpc"
+    answers = []
+    for rows in requested:
+        image = _over_grpc(url, parts, rows, timeout) if over_grpc else _over_rest(url, rows, timeout)
+        if image.ndim != 4 or len(image) != len(rows["seed"]):
+            raise _no_answer(url, f"one of the shape {list(image.shape)}, not {len(rows['seed'])} images")
+        answers.append(image)
+    return np.concatenate(answers)
 
 
 def _over_rest(url: str, inputs: Mapping[str, np.ndarray], timeout: float) -> np.ndarray:
@@ -63,7 +74,10 @@ def _over_rest(url: str, inputs: Mapping[str, np.ndarray], timeout: float) -> np
     if not isinstance(content, dict) or (answer.ok and "outputs" not in content):
         raise _no_answer(url, f"HTTP {answer.status_code} with other JSON than that of TensorFlow Serving")
     if answer.ok:
-        return np.asarray(content["outputs"], np.float32)
+        try:
+            return np.asarray(content["outputs"], np.float32)
+        except (TypeError, ValueError):
+            raise _no_answer(url, "outputs that are no array of numbers") from None
     if answer.status_code in (400, 404):
         raise _refused(url, str(content.get("error", content)), missing=answer.status_code == 404)
     raise _no_answer(url, f"HTTP {answer.status_code}: {content.get('error', content)}")
@@ -93,6 +107,8 @@ def _over_grpc(url: str, parts: re.Match[str], inputs: Mapping[str, np.ndarray],
                 raise _refused(url, error.details(), missing=code == grpc.StatusCode.NOT_FOUND) from None
             hint = "; the gRPC port is 8500 by default; is the server running?"
             raise _no_answer(url, f"{code.name}: {error.details()}{hint}") from None
+    if "image" not in answer.outputs:
+        raise _no_answer(url, f"the outputs {sorted(answer.outputs)} without 'image'")
     return tf.make_ndarray(answer.outputs["image"])
 
 
