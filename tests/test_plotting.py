@@ -101,3 +101,18 @@ def test_latent():
     assert [bar.get_height() for bar in variance.patches] == [3.0, 0.1, 0.001]
     assert [bar.get_height() for bar in rate.patches] == [2.0, 1.0, 0.5]
     assert len(plotting.latent([0.1], None, "t").axes) == 1
+
+
+def test_given_texts_are_no_formulas():
+    names = ["$1_$2", "b"]
+    images = np.full((2, 2, 4, 4, 1), 0.5)
+    tables = np.eye(2, dtype=int), -np.ones((2, 2))
+    figures = [
+        plotting.image_table(images, names, names, title="$1_$2"),
+        plotting.class_tables(*tables, names, "$1_$2"),
+        plotting.latent(np.ones(3), None, "$1_$2"),
+        plotting.calibration(np.array([[0.5, 0.5, 1]]), np.array([[1, 1]]), "$1_$2"),
+        plotting.lower_bound({name: [1.0] for name in ("elbo", "rate", "distortion")}, "$1_$2"),
+    ]
+    for figure in figures:
+        assert pixels(figure).std() > 0

@@ -1,6 +1,7 @@
 """Figures: arrays in, `matplotlib.figure.Figure` out. Nothing is shown or written here."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,6 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 _FONT_SIZE = 13
+# Of texts that were given: "$" is no formula.
+_GIVEN: dict[str, Any] = {"parse_math": False}
+_TITLE: dict[str, Any] = {**_GIVEN, "fontsize": _FONT_SIZE + 2}
 _IMAGE_INCHES = 0.62
 _LONG_NAME = 7
 
@@ -27,7 +31,7 @@ def lower_bound(history: Mapping[str, Sequence[float] | np.ndarray], title: str 
         for color, name in enumerate(names):
             label = "" if name == "elbo" else f"{name}, "
             style = {"color": f"C{2 * color}", "marker": "o" if len(epoch) == 1 else None}
-            axes.plot(epoch, history[name], linestyle="--", label=f"{label}training", **style)
+            axes.plot(epoch, history[name], linestyle="--", fillstyle="none", label=f"{label}training", **style)
             if f"val_{name}" in history:
                 axes.plot(epoch, history[f"val_{name}"], label=f"{label}validation", **style)
         axes.set_xlabel("epoch", fontsize=_FONT_SIZE)
@@ -54,7 +58,7 @@ def lower_bound(history: Mapping[str, Sequence[float] | np.ndarray], title: str 
     parts.set_ylim(0, top if np.isfinite(top) else None)
     parts.set_ylabel("nats per image", fontsize=_FONT_SIZE)
     parts.set_title("ELBO = -(distortion + rate)", fontsize=_FONT_SIZE)
-    figure.suptitle(title, fontsize=_FONT_SIZE + 2)
+    figure.suptitle(title, **_TITLE)
     return figure
 
 
@@ -95,8 +99,9 @@ def image_table(
     figure = Figure(figsize=(max(size[0], 5.0) + 1.3, size[1] + 1.1), layout="constrained")
     axes = figure.subplots()
     _show(axes, canvas)
-    axes.set_yticks((np.arange(rows) * (height + gap) + height / 2)[: len(row_names)], row_names, fontsize=_FONT_SIZE)
-    axes.set_xticks((offsets + width / 2)[: len(column_names)], column_names, fontsize=_FONT_SIZE - 2)
+    middle = np.arange(rows) * (height + gap) + height / 2
+    axes.set_yticks(middle[: len(row_names)], row_names, fontsize=_FONT_SIZE, **_GIVEN)
+    axes.set_xticks((offsets + width / 2)[: len(column_names)], column_names, fontsize=_FONT_SIZE - 2, **_GIVEN)
     named = [name for name in column_names if name]
     # One that stands for several columns, those beside it being empty, has their room, too.
     if any(len(name) * len(named) > _LONG_NAME * len(column_names) for name in named):
@@ -105,7 +110,7 @@ def image_table(
     axes.set_ylabel(row_label, fontsize=_FONT_SIZE)
     axes.set_xlabel(column_label, fontsize=_FONT_SIZE)
     if title:
-        axes.set_title(title, fontsize=_FONT_SIZE + 1, pad=12)
+        axes.set_title(title, fontsize=_FONT_SIZE + 1, pad=12, **_GIVEN)
     return figure
 
 
@@ -150,7 +155,7 @@ def calibration(reliability: np.ndarray, selective_accuracy: np.ndarray, title: 
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.tick_params(labelsize=_FONT_SIZE)
-    figure.suptitle(title, fontsize=_FONT_SIZE + 2)
+    figure.suptitle(title, **_TITLE)
     return figure
 
 
@@ -183,9 +188,10 @@ def class_tables(confusion: np.ndarray, elbo_by_label: np.ndarray, class_names: 
         axes.set_ylabel("true class", fontsize=_FONT_SIZE)
         if len(class_names) <= 40:
             rotation = 90 if max(map(len, class_names)) > 3 else 0
-            axes.set_xticks(range(len(class_names)), class_names, rotation=rotation, fontsize=_FONT_SIZE - 3)
-            axes.set_yticks(range(len(class_names)), class_names, fontsize=_FONT_SIZE - 3)
-    figure.suptitle(title, fontsize=_FONT_SIZE + 2)
+            style = {"fontsize": _FONT_SIZE - 3, **_GIVEN}
+            axes.set_xticks(range(len(class_names)), class_names, rotation=rotation, **style)
+            axes.set_yticks(range(len(class_names)), class_names, **style)
+    figure.suptitle(title, **_TITLE)
     return figure
 
 
@@ -212,5 +218,5 @@ def latent(variance_of_means: np.ndarray, rate_per_dimension: np.ndarray | None,
         axes.set_xlabel("latent dimension, in order of the value", fontsize=_FONT_SIZE)
         axes.set_title(name, fontsize=_FONT_SIZE)
         axes.tick_params(labelsize=_FONT_SIZE)
-    figure.suptitle(title, fontsize=_FONT_SIZE + 2)
+    figure.suptitle(title, **_TITLE)
     return figure
