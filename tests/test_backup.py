@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 
 import crash
@@ -348,6 +349,28 @@ def test_batches_that_do_not_count_epochs(dataset, tmp_path):
     for batches in (tf.data.Dataset.range(3), dataset.test.batches(12), dataset.train.batches(24).take(2)):
         with pytest.raises(TypeError, match=r"batches: expected a result of Split.batches of the training split"):
             Backup(tmp_path, batches)
+
+
+def test_other_batches_than_those_of_fit(dataset, tmp_path):
+    notebook = Notebook(dataset, tmp_path)
+    backup = Backup(tmp_path / "other", dataset.train.batches(32, seed=5))
+    with pytest.raises(ValueError, match="batches: expected those that fit trains on, got others, of which no epoch"):
+        notebook.cvae.fit(notebook.batches, epochs=2, callbacks=[backup], verbose=0)
+
+
+def test_rows_of_a_csv_logger_are_not_lost(dataset, tmp_path):
+    for append in (False, True, False):
+        notebook = Notebook(dataset, tmp_path)
+        log = keras.callbacks.CSVLogger(str(tmp_path / "log.csv"), append=append)
+        backup = Backup(tmp_path / "backup", notebook.batches)
+        lines = (tmp_path / "log.csv").read_text().splitlines() if backup.epoch else []
+        refused = pytest.raises(ValueError, match="callbacks: expected CSVLogger with append=True where a training")
+        with refused if lines and not append else contextlib.nullcontext():
+            notebook.cvae.fit(
+                *(notebook.batches, None, None, 1),
+                **{"initial_epoch": backup.initial_epoch, "callbacks": [log, backup], "verbose": 0},
+            )
+        assert (tmp_path / "log.csv").read_text().splitlines()[: len(lines)] == lines
 
 
 def test_order_of_the_callbacks(dataset, tmp_path):

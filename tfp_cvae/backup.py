@@ -56,7 +56,8 @@ class Backup(keras.callbacks.Callback):
 
     Raises:
         TypeError: If `batches` does not count its epochs.
-        ValueError: If the folder holds a backup that cannot be read; from `fit`, if it is one of another training.
+        ValueError: If the folder holds a backup that cannot be read; from `fit`, if it is one of another training, or
+            `fit` trains on other batches.
     """
 
     def __init__(
@@ -91,11 +92,17 @@ class Backup(keras.callbacks.Callback):
             callbacks: All of them.
 
         Raises:
-            ValueError: If a `SwapEMAWeights` comes after this one, which would hide from it what is trained.
+            ValueError: If a `SwapEMAWeights` comes after this one, which would hide from it what is trained, or a
+                `CSVLogger` would begin its file again where the training goes on.
         """
         names = [type(callback) for callback in callbacks]
         if any(issubclass(kind, SwapEMAWeights) for kind in names[callbacks.index(self) :]):
             raise ValueError("callbacks: expected Backup after SwapEMAWeights in the list, got it before")
+        if self._begun and any(getattr(callback, "append", None) is False for callback in callbacks):
+            raise ValueError(
+                "callbacks: expected CSVLogger with append=True where a training goes on, got append=False, with which "
+                "the rows in its file would be lost; pass append=True, or use HistoryCSV"
+            )
         self._others = [callback for callback in callbacks if callback is not self]
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
@@ -133,6 +140,13 @@ class Backup(keras.callbacks.Callback):
             is_due = time.monotonic() >= self._written + wait
             if distribution.decided_by_chief(self.model.distribute_strategy, is_due):
                 self._write(epoch, finished=False)
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        if self._epochs is not None and self._epochs.next <= self._first + epoch:
+            raise ValueError(
+                "batches: expected those that fit trains on, got others, of which no epoch was read; give Backup and "
+                "fit the same result of Split.batches"
+            )
 
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
         if self._restored is not None:
