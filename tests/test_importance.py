@@ -198,6 +198,8 @@ def test_results_do_not_depend_on_the_batch_size_or_the_neighbours(num_classes):
             np.testing.assert_allclose(getattr(again, name), getattr(reference, name), rtol=1e-4)
     alone = importance_estimate(cvae, image[4:5], None if label is None else label[4:5], num_samples=200)
     np.testing.assert_allclose(alone.log_likelihood, reference.log_likelihood[4:5], rtol=1e-5)
+    one = importance_estimate(cvae, image, None if label is None else label[4], index=4, num_samples=200)
+    np.testing.assert_array_equal(one.log_likelihood, alone.log_likelihood)
     other = importance_estimate(cvae, image, label, num_samples=200, seed=1)
     assert np.all(other.log_likelihood != reference.log_likelihood)
 
@@ -241,6 +243,31 @@ def test_speed_of_products_that_are_not_known_is_left_out(cvae):
     assert products_per_second(own) is None
     image = np.zeros((2, 8, 8, 1), np.float32)
     assert np.all(importance_estimate(own, image, [0, 1], num_samples=10).log_likelihood < 0)
+
+
+def test_many_calls_are_no_reason_for_a_warning(narrow, caplog):
+    for num_samples in range(1, 8):
+        importance_estimate(narrow, np.zeros((2, 4, 3, 1)), [0, 1], num_samples=num_samples)
+    assert "retracing" not in caplog.text
+
+
+def test_no_more_latents_are_decoded_than_are_asked_for(narrow, monkeypatch):
+    sizes = []
+    likelihood = CVAE.likelihood
+
+    def counted(self, latent, one_hot=None):
+        sizes.append(latent.shape.as_list())
+        return likelihood(self, latent, one_hot)
+
+    monkeypatch.setattr(CVAE, "likelihood", counted)
+    importance_estimate(narrow, np.zeros((2, 4, 3, 1)), [0, 1], num_samples=10)
+    assert sizes == [[SAMPLES_PER_BLOCK, 2, 1]]
+
+
+@pytest.mark.parametrize("image", [None, np.zeros((0, 4, 3, 1))])
+def test_no_images_under_each_label(narrow, image):
+    with pytest.raises(ValueError, match="image: expected "):
+        likelihood_under_each_label(narrow, image)
 
 
 def test_weights_that_are_not_finite_are_named(narrow):

@@ -93,13 +93,20 @@ def importance_estimate(
     checks.integer("num_samples", num_samples, 1)
     checks.integer("batch_size", batch_size, 1)
     checks.seed("seed", seed)
-    index = np.arange(len(image)) if index is None else checks.integers("index", index)
+    index = np.arange(len(image)) if index is None else np.atleast_1d(checks.integers("index", index))
     if not len(index) or not len(image):
         raise ValueError(f"image: expected at least one, got {len(image)} images for {len(index)} estimates")
     checks.labels("index", index, len(image))
     one_hot = cvae.one_hot(label, len(index))
-    group = max(1, round(batch_size / SAMPLES_PER_BLOCK))
-    estimate = tf.function(estimator(cvae, num_samples, jit_compile=jit_compile), autograph=False)
+    group = min(max(1, round(batch_size / SAMPLES_PER_BLOCK)), len(index))
+    # As a concrete function, for TensorFlow would warn of the tracings where this is called again.
+    estimate = tf.function(
+        estimator(cvae, num_samples, jit_compile=jit_compile), autograph=False
+    ).get_concrete_function(
+        tf.TensorSpec([group, *cvae.image_shape]),
+        None if one_hot is None else tf.TensorSpec([group, cvae.num_classes]),
+        tf.TensorSpec([], tf.int64),
+    )
     seed = tf.constant(seed, tf.int64)
 
     own = distribution.rows_of_worker(len(index), strategy)
@@ -249,8 +256,8 @@ def _estimate(
     size = image.shape[0]
 
     def block(index: tf.Tensor, largest: tf.Tensor, total: tf.Tensor, squares: tf.Tensor, terms: tf.Tensor) -> tuple:
-        # Blocks count from 1, as the stream 0 is that of `reconstruct`. The noise is drawn outside of `weigh`, as XLA
-        # would draw another one.
+        # Blocks count from 1, as the stream 0 is that of `latents.posterior_statistics`. The noise is drawn outside of
+        # `weigh`, as XLA would draw another one.
         stream = seed + (tf.cast(index, tf.int64) + 1) * 2**31
         noise = standard_normal(image_seed, [SAMPLES_PER_BLOCK, cvae.latent_size], stream=stream)
         noise = tf.ensure_shape(noise, [size, SAMPLES_PER_BLOCK, cvae.latent_size])
