@@ -115,6 +115,22 @@ def sampled(cvae, image, label, seed):
     return cvae.infer(cvae.posterior(image, one_hot), one_hot, noise)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda image, one_hot: ((image, 0 * one_hot), image), r"one_hot: expected rows that sum to 1 .*, got 0.0"),
+        (lambda image, one_hot: ((255 * image, one_hot), image), r"image: expected values in .*; divide grey values"),
+        (lambda image, one_hot: ((image, one_hot), 255 * image), r"y \(the image again\): expected values in"),
+        (None, "batches: expected at least one, got none"),
+    ],
+)
+def test_there_is_no_bound_of_it(dataset, change, message):
+    cvae = build_cvae(dataset.image_shape, 3, latent_size=4, width=16)
+    batches = [change(dataset.test.binarized(), dataset.test.one_hot())] if change else []
+    with pytest.raises(ValueError, match=message):
+        evaluate_bound(cvae, batches)
+
+
 def test_the_bound_of_several_samples_is_measured(dataset):
     keras.utils.set_random_seed(0)
     cvae = build_cvae(dataset.image_shape, 3, latent_size=4, width=16, prior="label", num_samples=7)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfp_cvae import objectives
+from tfp_cvae import checks, objectives
 from tfp_cvae.layers import clear_bijector_cache
 from tfp_cvae.model import CVAE
 from tfp_cvae.outputs import CVAEOutput
@@ -48,6 +48,10 @@ def evaluate_bound(cvae: CVAE, batches: Iterable[Any]) -> Bound:
 
     Returns:
         The bound, with standard errors over the images. It does not depend on how the images are batched.
+
+    Raises:
+        ValueError: If there is no batch, values are not in [0, 1], or an image has no label: the bound here is that of
+            log p(x|y); that of log p(x) is the metric `ELBO` of a `SemiSupervisedCVAE`.
     """
 
     @tf.function
@@ -64,9 +68,12 @@ def evaluate_bound(cvae: CVAE, batches: Iterable[Any]) -> Bound:
     # As a concrete function, for TensorFlow would warn of the tracings where several models are measured.
     parts = []
     for batch in batches:
+        _check(cvae, *batch)
         measure = terms.get_concrete_function(*tf.nest.map_structure(of_any_number, batch))
         parts.append([part.numpy() for part in measure(*batch)])
     clear_bijector_cache()
+    if not parts:
+        raise ValueError("batches: expected at least one, got none; a generator can be read once")
     rate, distortion, iwae = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Bound(
         elbo=Estimate.of(-distortion - rate),
@@ -76,6 +83,14 @@ def evaluate_bound(cvae: CVAE, batches: Iterable[Any]) -> Bound:
         num_images=len(rate),
         num_samples=cvae.num_samples,
     )
+
+
+def _check(cvae: CVAE, inputs: Any, image: Any) -> None:
+    own_image, *one_hot = tf.nest.flatten(inputs)
+    for name, given in (("image", own_image), ("y (the image again)", image)):
+        checks.unit_interval(name, np.asarray(given), cvae.image_shape)
+    for given in one_hot:
+        checks.sum_to_one("one_hot", np.asarray(given))
 
 
 @tf.autograph.experimental.do_not_convert
