@@ -113,7 +113,7 @@ def test_what_needs_no_tensorflow_does_not_wait_for_it(run_folder, tmp_path):
             ["train", "--dataset", "gone.npz", "--output", str(tmp_path / "run")],
             ["evaluate", str(run_folder), "--dataset", "gone.npz"],
         ],
-        "dataset: expected a folder with a subfolder for each class or an .npz file, got './gone'": [
+        "dataset: expected a folder with a subfolder for each class or an .npz file, got none: './gone'": [
             ["train", "--dataset", "./gone", "--output", str(tmp_path / "run")],
         ],
         "run: expected a finished training in": [

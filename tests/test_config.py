@@ -2,15 +2,29 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from tfp_cvae.config import TrainConfig
+from tfp_cvae.config import EvaluationConfig, TrainConfig
 
 
 def test_json_round_trip():
     config = TrainConfig(dataset="mnist", network="conv", width=12, free_bits=0.5, seed=3)
     assert TrainConfig.from_json(config.to_json()) == config
     assert json.loads(config.to_json())["width"] == 12
+
+
+def test_numbers_of_numpy_are_as_those_of_python():
+    """As of `for seed in np.arange(3)`; they would not go into a file of JSON."""
+    given = {"seed": np.int64(3), "width": np.int32(7), "epochs": np.uint8(5), "learning_rate": np.float32(0.25)}
+    config = TrainConfig(**given)
+    assert config == TrainConfig.from_json(config.to_json())
+    for value, kind in (*((getattr(config, name), int) for name in list(given)[:3]), (config.learning_rate, float)):
+        assert type(value) is kind
+    evaluation = EvaluationConfig(num_images=np.int64(5), label_margin=np.float32(20), seed=np.int64(1))
+    assert [type(value) for value in (evaluation.num_images, evaluation.label_margin, evaluation.seed)] == [
+        *(int, float, int)
+    ]
 
 
 def test_configuration_needs_no_tensorflow():

@@ -190,10 +190,21 @@ def test_splits_of_different_shape():
         make_dataset("stripes", "abc", (IMAGES, LABELS), test=(IMAGES[:, :4], LABELS))
 
 
-@pytest.mark.parametrize("batch_size", [0, 10_000])
-def test_batch_size_out_of_range(dataset, batch_size):
-    with pytest.raises(ValueError, match=f"batch_size: expected 1 to .*, the number of train images, got {batch_size}"):
-        dataset.train.batches(batch_size)
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"batch_size": 0}, ValueError, "batch_size: expected an integer >= 1, got 0"),
+        ({"batch_size": 10_000}, ValueError, "batch_size: expected 1 to .*, the number of train images, got 10000"),
+        ({"batch_size": 32.0}, TypeError, "batch_size: expected an integer >= 1, got 32.0"),
+        ({"batch_size": 32, "seed": 1.5}, TypeError, "seed: expected an integer >= 0, got 1.5"),
+        # It would be that of another seed.
+        ({"batch_size": 32, "seed": 2**32 + 1}, ValueError, "seed: expected a number >= 0 and < 2147483648"),
+        ({"batch_size": 32, "initial_epoch": -1}, ValueError, "initial_epoch: expected an integer >= 0, got -1"),
+    ],
+)
+def test_batches_that_cannot_be_made(dataset, settings, error, message):
+    with pytest.raises(error, match=message):
+        dataset.train.batches(**settings)
 
 
 def test_labels_that_are_not_looked_at_decide_nothing():

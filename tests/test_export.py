@@ -58,7 +58,9 @@ def _umask():
 
 def test_files_beside_the_model(tmp_path):
     cvae = model()
-    version = export_saved_model(cvae, tmp_path / "cvae", num_importance_samples=7, class_probabilities=[1, 1, 2])
+    version = export_saved_model(
+        cvae, tmp_path / "cvae", num_importance_samples=np.int64(7), class_probabilities=[1, 1, 2]
+    )
     records = [
         prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
         for record in tf.data.TFRecordDataset(str(version / "assets.extra" / "tf_serving_warmup_requests"))
@@ -207,10 +209,12 @@ MISTAKES = [
     ({"class_probabilities": [1, 2, -1]}, ValueError, "class_probabilities: expected 3 numbers"),
     ({"class_probabilities": [1, 2, np.nan]}, ValueError, "class_probabilities: expected 3 numbers"),
     ({"class_probabilities": [0, 0, 0]}, ValueError, "class_probabilities: expected 3 numbers"),
+    ({"class_probabilities": 1.0}, ValueError, "class_probabilities: expected 3 numbers >= 0, not all 0, got 1.0"),
+    ({"class_probabilities": ["a", "b", "c"]}, TypeError, "class_probabilities: expected 3 numbers, got .'a', 'b'"),
 ]
 
 
-@pytest.mark.parametrize("base", ["gs://bucket/cvae", pathlib.Path("gs://bucket/cvae"), "my model", "a:b"])
+@pytest.mark.parametrize("base", ["gs://bucket/cvae", pathlib.Path("gs://bucket/cvae"), "my model", "a:b", ""])
 def test_folders_that_no_server_can_name(tmp_path, monkeypatch, base):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="base_path: expected a"):

@@ -202,6 +202,9 @@ def test_the_output_as_a_tensor_is_the_mean_image(batch):
     cvae = build_cvae((8, 8, 1), 3, latent_size=4, width=16, num_samples=3)
     output = cvae(batch)
     np.testing.assert_allclose(tf.convert_to_tensor(output), np.mean(output.likelihood.mean(), axis=0), rtol=1e-6)
+    np.testing.assert_array_equal(np.asarray(output), tf.convert_to_tensor(output))
+    assert np.asarray(output, np.float64).dtype == np.float64
+    np.testing.assert_array_equal(tf.convert_to_tensor(output, tf.float64), np.asarray(output, np.float64))
     assert (output.shape, output.dtype) == (batch[0].shape, tf.float32)
 
 
@@ -236,7 +239,9 @@ def test_saving_in_another_format_is_refused_and_does_no_harm(tmp_path, cvae, ba
         lambda: cvae.export(str(tmp_path / "folder")),
         lambda: cvae.fit(batch, batch[0], callbacks=[checkpoint], verbose=0),
     ):
-        with pytest.raises(ValueError, match=r"filepath: expected a name that ends in \.keras"):
+        with pytest.raises(
+            ValueError, match=r"(filepath|callbacks: ModelCheckpoint): expected a name that ends in \.keras"
+        ):
             save()
         cvae.fit(batch, batch[0], verbose=0)
     assert not list(tmp_path.rglob("*.pb"))
@@ -616,6 +621,33 @@ def test_a_split_is_not_batches(cvae, dataset):
         TypeError, match=r"x: expected batches, got Split.* use its method batches, as in batches\(128\)"
     ):
         cvae.fit(dataset.train)
+    with pytest.raises(TypeError, match=r"x: expected batches, got .* use those of a split: train.batches\(128\)"):
+        cvae.fit(dataset)
+
+
+def test_a_schedule_that_does_not_tell_its_settings(cvae, dataset):
+    """As of many a tutorial: Keras trains with it."""
+
+    class Schedule(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            return 1e-3 / (1 + tf.cast(step, tf.float32))
+
+    cvae.compile(keras.optimizers.Adam(Schedule()), NegativeELBO())
+    cvae.fit(dataset.train.batches(24), verbose=0)
+    with pytest.raises(TypeError, match=r"loss: expected an instance, got the class NegativeELBO; add .*: Neg.*\(\)"):
+        cvae.compile("adam", NegativeELBO)
+    with pytest.raises(
+        TypeError, match=r"metrics: expected an instance, got the class ELBO; add parentheses: ELBO\(\)"
+    ):
+        cvae.compile("adam", NegativeELBO(), metrics=[ELBO])
+
+
+@pytest.mark.parametrize("path", ["best.h5", "folder"])
+def test_a_checkpoint_that_could_not_be_written_is_refused_before_the_training(cvae, dataset, path):
+    cvae.compile("adam", NegativeELBO())
+    begun = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: pytest.fail("it trains"))
+    with pytest.raises(ValueError, match=rf"callbacks: ModelCheckpoint: .* ends in .keras, .* got '{path}'; or pass"):
+        cvae.fit(dataset.train.batches(24), callbacks=[begun, keras.callbacks.ModelCheckpoint(path)], verbose=0)
 
 
 @pytest.mark.parametrize("one_hot", [None, np.array([0, 1])])

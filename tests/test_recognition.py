@@ -6,8 +6,10 @@ from tfp_cvae.losses import NegativeELBO
 from tfp_cvae.recognition import correct, generated, nearest, recognised, train_classifier
 
 
-def test_a_trained_model_is_recognised_and_an_untrained_one_is_not(dataset):
-    classifier = train_classifier(dataset.train.binarized("none"), dataset.train.labels, 3, epochs=30)
+def test_a_trained_model_is_recognised_and_an_untrained_one_is_not(dataset, capsys):
+    classifier = train_classifier(dataset.train.binarized("none"), dataset.train.labels, 3, epochs=30, verbose=1)
+    # Few images have many epochs, in one progress bar.
+    assert capsys.readouterr().out.count("\n") == 1
     assert correct(classifier, dataset.test.binarized("none"), dataset.test.labels).mean() > 0.95
     keras.utils.set_random_seed(0)
     cvae = build_cvae(dataset.image_shape, dataset.num_classes, latent_size=4, width=16)

@@ -117,6 +117,10 @@ def test_harm_is_found(folder, capsys, harm, expected):
     assert all(faults[name].startswith(begin) for name, begin in expected.items())
     assert cli.main(["check", str(folder)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
+    if "backup" in expected:
+        begun = f"in {folder}, but the training runs or was stopped, after 2 of 2 epochs; go on with --resume"
+        assert line == f"error: run: expected a finished training {begun}"
+        return
     assert line.startswith(f"error: run: expected {folder} as it was written, got: ")
     assert all(name in line for name in expected)
 
@@ -288,10 +292,20 @@ def test_evaluation_of_a_finished_training_is_kept(folder, npz):
     assert run.faults() == {}
 
 
-def test_evaluation_of_an_unfinished_training_is_of_another_model(stopped, npz):
-    stopped.write_evaluation({"elbo": {"mean": -1.0, "standard_error": 0.1}, "protocol": {}})
+@pytest.mark.usefixtures("quick_judge")
+def test_evaluation_of_an_unfinished_training_is_of_another_model(stopped, npz, capsys):
+    few = ["--quick", "--num-images", "6", "--num-importance-samples", "2"]
+    assert cli.main(["evaluate", str(stopped.path), *few]) == 0
+    begun = "the best model so far, as the training runs or was stopped, after 1 of 3 epochs"
+    assert capsys.readouterr().err == f"{stopped.path}: {begun}\n"
+    of_it = [
+        stopped.path / "figures" / f"{name}.png" for name in ("latent", "calibration", "class_tables", "neighbours")
+    ]
+    assert all(path.exists() for path in of_it)
     train(small(npz), stopped.path, resume=True, verbose=0)
-    assert stopped.evaluation()["elbo"]["mean"] < -1
+    assert "bayes_accuracy" not in stopped.evaluation()
+    assert not any(path.exists() for path in of_it)
+    assert stopped.faults() == {}
 
 
 def test_resume_finds_the_run_by_the_name_of_the_data_set(stopped, npz, monkeypatch, capsys):
@@ -524,9 +538,15 @@ def test_two_trainings_in_one_folder(tmp_path, npz):
     assert not {".lock", ".owner.json"} & set(os.listdir(tmp_path / "run"))
 
 
-def test_folder_is_deleted_while_training(tmp_path, npz):
-    process = start(npz, tmp_path / "run")
+def test_folder_is_deleted_while_training(folder, tmp_path, npz):
+    """A link to it, through which the training was begun, leads to somebody else's run by then."""
+    other = folder.rename(tmp_path / "other")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "latest").symlink_to(tmp_path / "run")
+    process = start(npz, tmp_path / "latest")
     wait_for(tmp_path / "run" / "model.keras")
+    (tmp_path / "latest").unlink()
+    (tmp_path / "latest").symlink_to(other)
     (tmp_path / "run").rename(tmp_path / "elsewhere")
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 2
@@ -538,6 +558,48 @@ def test_folder_is_deleted_while_training(tmp_path, npz):
     assert run.model().generate([0], seed=0).shape == (1, 8, 8, 1)
     assert len(run.history()) >= 1
     assert not (tmp_path / "run").exists()
+    assert Run.load(other).faults() == {}
+
+
+def test_a_new_run_leaves_what_is_not_of_the_old_one(folder, finished):
+    mine = [folder / "notes.txt", folder / "figures" / "three.png"]
+    for path in mine:
+        path.write_text("mine")
+    before = {path for path in folder.rglob("*") if path.is_file()}
+    dataset = load_dataset(finished / "stripes.npz")
+    (folder / "tensorboard").mkdir()
+    run = Run.create(folder, small(finished / "stripes.npz", epochs=2, seed=5), dataset, overwrite=True)
+    assert {path for path in folder.rglob("*") if path.is_file()} == {*mine, folder / "config.json"} < before
+    assert (Run.load(folder).config.seed, run.is_finished()) == (5, False)
+
+
+def test_a_folder_stays_a_run_while_it_is_overwritten(folder, finished, monkeypatch):
+    """Killed when the old files are deleted, and those of the user are still there."""
+    (folder / "notes.txt").write_text("mine")
+    dataset = load_dataset(finished / "stripes.npz")
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "write_atomically", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Run.create(folder, small(finished / "stripes.npz", epochs=2), dataset, overwrite=True)
+    assert not Run.load(folder).is_finished()
+    run = Run.create(folder, small(finished / "stripes.npz", epochs=3), dataset, overwrite=True)
+    assert Run.load(folder) == run
+
+
+def test_a_backup_on_another_disk(folder, tmp_path):
+    """Kept there by a link, which is gone with the end of the training."""
+    (tmp_path / "fast").mkdir()
+    (folder / "backup").symlink_to(tmp_path / "fast")
+    run = Run.load(folder)
+    assert not run.is_finished()
+    run.finish()
+    assert run.is_finished()
+    atomic.delete_temporary(folder)
+    assert not [path for path in folder.iterdir() if path.is_symlink()]
 
 
 def test_a_folder_of_another_program_is_not_overwritten(tmp_path, npz):

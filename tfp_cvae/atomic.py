@@ -109,13 +109,18 @@ def delete_folder(path: pathlib.Path) -> None:
     shutil.rmtree(temporary)
 
 
+def delete(path: pathlib.Path) -> None:
+    """Deletes a file, a folder with all that is in it, or a link, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def delete_temporary(folder: pathlib.Path) -> None:
     """Deletes what killed processes have left half written in a folder, or half deleted."""
     for path in list(folder.glob(f"{TEMPORARY_PREFIX}*")):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        delete(path)
 
 
 def flush(path: pathlib.Path) -> None:

@@ -34,8 +34,8 @@ def choice(name: str, value: Any, choices: Sequence[str]) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {_shown(value)}")
 
 
-def number(name: str, value: Any, minimum: float, below: float = math.inf, *, above: bool = False) -> None:
-    """Raises TypeError or ValueError if `value` is not a finite number in [minimum, below), or above `minimum`."""
+def number(name: str, value: Any, minimum: float, below: float = math.inf, *, above: bool = False) -> float:
+    """Returns `value` if it is a finite number in [minimum, below), or above `minimum`, else raises as `integer`."""
     expected = f"a number {'>' if above else '>='} {minimum:g}" + (f" and < {below:.10g}" if below < math.inf else "")
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected {expected}, got {_shown(value)} of type {type(value).__name__}")
@@ -45,6 +45,7 @@ def number(name: str, value: Any, minimum: float, below: float = math.inf, *, ab
         given = math.inf
     if not minimum <= given < below or (above and given == minimum):
         raise ValueError(f"{name}: expected {expected}, got {_shown(value)}")
+    return given
 
 
 def seed(name: str, value: Any) -> int:
@@ -67,6 +68,8 @@ def integers(name: str, value: Any) -> np.ndarray:
         raise TypeError(f"{name}: expected an integer or a list of integers, got {_shown(value)}")
     if array.ndim > 1 or array.size == 0:
         raise ValueError(f"{name}: expected an integer or [n] integers, n >= 1, got shape {list(array.shape)}")
+    if int(array.max()) >= 2**63:
+        raise ValueError(f"{name}: expected integers < 2**63, got {array.max()}")
     return array.astype(np.int64)
 
 
@@ -82,8 +85,8 @@ def unit_interval(name: str, value: np.ndarray, shape: tuple[int, ...]) -> None:
     if value.shape[1:] != shape or value.ndim != len(shape) + 1:
         raise ValueError(f"{name}: expected shape [n, {', '.join(map(str, shape))}], got {list(value.shape)}")
     if value.size and not (value.min() >= 0 and value.max() <= 1):
-        hint = "; divide grey values by 255, or binarize them" if value.max() > 1 else ""
-        raise ValueError(f"{name}: expected values in [0, 1], got {value.min()} to {value.max()}{hint}")
+        low, high = value.min(), value.max()
+        raise ValueError(f"{name}: expected values in [0, 1], got {low} to {high}{_hint(high)}")
 
 
 def finite(name: str, value: Any, size: int) -> np.ndarray:
@@ -128,6 +131,8 @@ def versions_folder(name: str, value: str | os.PathLike[str]) -> pathlib.Path:
     # A colon is that of a bucket, and ends a path for Docker.
     if ":" in str(value):
         raise ValueError(f"{name}: expected a local folder without ':', to copy to buckets, got {str(value)!r}")
+    if not str(value):
+        raise ValueError(f"{name}: expected a folder, got an empty name")
     folder = pathlib.Path(os.path.abspath(value))
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{name}: expected a folder, got {str(folder)!r}, which is a file")
@@ -167,9 +172,14 @@ def pixels(name: str, value: Any) -> on_disk.Images:
         return on_disk.RowsOnDisk(images) if isinstance(images, np.memmap) else images.astype(np.uint8)
     if np.issubdtype(images.dtype, np.floating):
         if not (low >= 0 and high <= 1):
-            raise ValueError(f"{name}: expected floats in [0, 1], got {low} to {high}; divide them by their maximum")
+            raise ValueError(f"{name}: expected floats in [0, 1], got {low} to {high}{_hint(high)}")
         return np.round(images * 255).astype(np.uint8)
     raise TypeError(f"{name}: expected integers in [0, 255], floats in [0, 1] or bool, got dtype {images.dtype}")
+
+
+def _hint(high: float) -> str:
+    """What to do about images whose highest value is this one."""
+    return "; divide grey values by 255" if high > 1 else ""
 
 
 def _shown(value: Any) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from tfp_cvae import latents
+from tfp_cvae import latents, on_disk
 from tfp_cvae.config import Binarization
 from tfp_cvae.data import Split
 from tfp_cvae.model import CVAE
@@ -60,7 +60,14 @@ def label_posterior_accuracy(
     if isinstance(cvae, SemiSupervisedCVAE):
         return Estimate.of(np.argmax(cvae.classify_fast(image), axis=-1) == label)
     labelled = train.labelled()
-    known = latents.posterior_mean(cvae, labelled.binarized(binarization))
+    rows = np.arange(len(labelled))
+    # All of them as float32 may be more than the memory can hold.
+    known = np.concatenate(
+        [
+            latents.posterior_mean(cvae, labelled.binarized(binarization, rows=rows[part]))
+            for part in on_disk.parts(labelled.images)
+        ]
+    )
     # Without scaling: a latent that tells nothing has means of little variance, and would be all noise with more.
     regression = LogisticRegression(max_iter=1000).fit(known, labelled.labels)
     return Estimate.of(regression.predict(latents.posterior_mean(cvae, image)) == label)

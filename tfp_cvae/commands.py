@@ -51,7 +51,7 @@ class Train:
         from tfp_cvae.training import train
 
         run = train(self.config, output, overwrite=self.overwrite, resume=self.resume, verbose=_verbose())
-        print(run.summary())
+        print(f"{run.summary()}\nnext:    tfp-cvae evaluate {run.path} --quick")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +85,7 @@ class Evaluate:
         run.check_has_model()
         if self.dataset:
             check_is_there(self.dataset)
+        _note_if_unfinished(run)
         import_tensorflow()
         from tfp_cvae import distribution, figures
         from tfp_cvae.evaluation import evaluate_run
@@ -126,11 +127,12 @@ class Generate:
         run.check_has_model()
         run.class_number(self.label)
         pictures.check_samples(self.count, self.seed, self.output)
+        _note_if_unfinished(run)
         import_tensorflow()
         from tfp_cvae.figures import save_samples
 
         save_samples(run, self.label, self.count, self.seed, self.output)
-        print(f"{self.count} images, seeds {self.seed} to {self.seed + self.count - 1}: {self.output}")
+        print(f"{_images(self.count)}, {pictures.seeds(self.seed, self.count)}: {self.output}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +146,7 @@ class Plot:
         """Runs the command."""
         run = Run.load(self.run_folder)
         run.check_has_model()
+        _note_if_unfinished(run)
         import_tensorflow()
         from tfp_cvae import figures
 
@@ -174,6 +177,7 @@ class Export:
         run.check_has_model()
         checks.versions_folder("output", self.output)
         checks.integer("num_importance_samples", self.num_importance_samples, 1)
+        _note_if_unfinished(run)
         import_tensorflow()
         from tfp_cvae.export import export_run, server_commands
 
@@ -210,8 +214,9 @@ class Request:
         seed = self.seed + np.arange(self.count)
         images = request_images(self.url, None if self.label is None else np.full(self.count, int(self.label)), seed)
         name = "" if self.label is None else f"class {self.label}, "
-        pictures.save_samples(images, f"{name}seeds {seed[0]} to {seed[-1]}", self.output)
-        print(f"{self.count} images, seeds {seed[0]} to {seed[-1]}, from {self.url}: {self.output}")
+        seeds = pictures.seeds(self.seed, self.count)
+        pictures.save_samples(images, name + seeds, self.output)
+        print(f"{_images(self.count)}, {seeds}, from {self.url}: {self.output}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +230,8 @@ class Check:
         """Runs the command."""
         run = Run.load(self.run_folder)
         faults = run.faults()
+        if run.backup_folder.exists():
+            raise ValueError(f"run: expected a finished training in {run.path}, but {run.stage()}; go on with --resume")
         if faults:
             found = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
             raise ValueError(f"run: expected {run.path} as it was written, got: {found}")
@@ -259,6 +266,15 @@ class Recipes:
 COMMANDS = {
     kind.__name__.lower(): kind for kind in (Train, Evaluate, Generate, Plot, Export, Request, Check, Recipes, Datasets)
 }
+
+
+def _note_if_unfinished(run: Run) -> None:
+    if not run.is_finished():
+        print(f"{run.path}: the best model so far, as {run.stage()}", file=sys.stderr)
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'' if count == 1 else 's'}"
 
 
 def _verbose() -> int:

@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from tfp_cvae import archive, checks
@@ -113,17 +113,17 @@ class TrainConfig:
         for name, choices in _CHOICES.items():
             checks.choice(name, getattr(self, name), typing.get_args(choices))
         for name in ("latent_size", "num_samples", "epochs", "batch_size"):
-            checks.integer(name, getattr(self, name), 1)
+            _put(self, name, checks.integer, 1)
         for name in ("width", "depth", "num_labels", "labelled_per_batch"):
             if getattr(self, name) is not None:
-                checks.integer(name, getattr(self, name), 1)
+                _put(self, name, checks.integer, 1)
         for name in ("kl_warmup_epochs", "early_stopping", "label_warmup_epochs"):
-            checks.integer(name, getattr(self, name), 0)
+            _put(self, name, checks.integer, 0)
         for name in ("kl_weight", "free_bits", "classification_weight", "deformation"):
-            checks.number(name, getattr(self, name), 0)
-        checks.number("learning_rate", self.learning_rate, 0, above=True)
-        checks.number("ema_momentum", self.ema_momentum, 0, below=1)
-        checks.seed("seed", self.seed)
+            _put(self, name, checks.number, 0)
+        _put(self, "learning_rate", checks.number, 0, above=True)
+        _put(self, "ema_momentum", checks.number, 0, below=1)
+        _put(self, "seed", checks.seed)
         if self.model == "cvae" and self.num_labels:
             raise ValueError(f"num_labels: expected none with the model cvae, got {self.num_labels}; pass --model m2")
         for name in ("labelled_per_batch", "classification_weight", "label_warmup_epochs", "deformation"):
@@ -227,13 +227,14 @@ def check_is_there(dataset: str) -> None:
         archive.file_size(path, ".npz file")
     elif dataset.startswith((".", "~")) or dataset.endswith("/") or path.is_absolute() or os.path.isfile(path):
         expected = "a folder with a subfolder for each class or an .npz file"
-        raise ValueError(f"dataset: expected {expected}, got {archive.one_line(repr(dataset))}; see tfp-cvae datasets")
+        got = f"{'another file' if os.path.isfile(path) else 'none'}: {archive.one_line(repr(dataset))}"
+        raise ValueError(f"dataset: expected {expected}, got {got}; see tfp-cvae datasets")
 
 
 def default_output(config: TrainConfig) -> pathlib.Path:
     """Folder of a run that was not given one: `runs/` and the name of the data set."""
     path = pathlib.Path(config.dataset)
-    name = path.resolve().stem if path.exists() else config.dataset.replace("/", "-")
+    name = path.resolve().name.removesuffix(".npz") if path.exists() else config.dataset.replace("/", "-")
     return pathlib.Path("runs") / (name or "run")
 
 
@@ -263,12 +264,19 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_importance_samples", "generated_per_class", "classifier_epochs"):
-            checks.integer(name, getattr(self, name), 1)
+            _put(self, name, checks.integer, 1)
         for name in ("num_images", "num_classifier_images"):
             if getattr(self, name) is not None:
-                checks.integer(name, getattr(self, name), 1)
-        checks.number("label_margin", self.label_margin, 0)
-        checks.seed("seed", self.seed)
+                _put(self, name, checks.integer, 1)
+        _put(self, "label_margin", checks.number, 0)
+        _put(self, "seed", checks.seed)
+
+
+def _put(
+    config: TrainConfig | EvaluationConfig, name: str, check: Callable[..., Any], *args: Any, **kwargs: Any
+) -> None:
+    """Puts what a check returns in the place of a setting, which may be a NumPy number."""
+    object.__setattr__(config, name, check(name, getattr(config, name), *args, **kwargs))
 
 
 QUICK_EVALUATION = EvaluationConfig(

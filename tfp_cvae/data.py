@@ -75,13 +75,18 @@ class Split:
         Args:
             binarization: "dynamic" draws each pixel as 1 with probability pixel/255; "threshold" is pixel >= 128;
                 "none" is pixel/255, whose bounds in nats are not comparable with those of binary images.
-            seed: Seed of the draw.
+            seed: Seed of the draw, in [0, 2**31).
             rows: Numbers of the images to return, `[m]` integer, or `[n]` bool; None for all.
 
         Returns:
             `[n, height, width, channels]` float32 in {0, 1}, or in [0, 1] with "none"; with `rows`, `m` of these.
+
+        Raises:
+            TypeError: If `seed` is not an integer.
+            ValueError: If `binarization` or `seed` is out of range.
         """
         checks.choice("binarization", binarization, typing.get_args(Binarization))
+        seed = checks.seed("seed", seed)
         numbers = np.arange(len(self))
         if rows is not None:
             given = np.asarray(rows)
@@ -130,8 +135,8 @@ class Split:
         Args:
             batch_size: Images in a batch, >= 1 and at most the size of the split.
             binarization: As for `binarized`.
-            seed: Seed of order and binarization. Leave it at its default for validation and test, so that bounds of
-                different models are measured on the same images.
+            seed: Seed of order and binarization, in [0, 2**31). Leave it at its default for validation and test, so
+                that bounds of different models are measured on the same images.
             initial_epoch: Epoch of the first iteration, to continue an earlier training.
             drop_remainder: Whether to leave out the last batch if it is smaller than the others.
             conditional: Whether to give labels; without, the batches are `(image, image)`.
@@ -145,9 +150,13 @@ class Split:
             `[batch, num_classes]` float32, a row of zeros for an image without label.
 
         Raises:
-            ValueError: If `batch_size`, `binarization`, `share` or `labelled_per_batch` is out of range.
+            TypeError: If a number is not an integer.
+            ValueError: If `batch_size`, `binarization`, `seed`, `initial_epoch`, `share` or `labelled_per_batch` is out
+                of range.
         """
-        if not 1 <= batch_size <= len(self):
+        batch_size, seed = checks.integer("batch_size", batch_size, 1), checks.seed("seed", seed)
+        initial_epoch = checks.integer("initial_epoch", initial_epoch, 0)
+        if batch_size > len(self):
             raise ValueError(
                 f"batch_size: expected 1 to {len(self)}, the number of {self.name} images, got {batch_size}; "
                 "use a smaller batch or more images"
@@ -366,7 +375,8 @@ def make_dataset(
     if not counts.all():
         missing = class_names[int(np.argmin(counts))]
         raise ValueError(
-            f"{name}: expected at least one training image of each class, got none of {missing!r} with its label"
+            f"{name}: expected at least one training image of each class, got none of {missing!r} with its label; "
+            "the first class has the label 0"
         )
     return Dataset(name, tuple(class_names), **made, split_off=split_off if validation is None else None)
 
@@ -374,7 +384,8 @@ def make_dataset(
 def _checked_labels(name: str, labels: np.ndarray, size: int, num_classes: int, none_too: bool) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.shape != (size,):
-        raise ValueError(f"{name}: expected shape [{size}], one for each image, got {list(labels.shape)}")
+        hint = "; of one-hot rows give argmax(axis=1)" if labels.ndim == 2 else ""
+        raise ValueError(f"{name}: expected shape [{size}], one for each image, got {list(labels.shape)}{hint}")
     labels = checks.integers(name, labels)
     given = labels[labels != UNLABELLED] if none_too else labels
     if given.size:

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfp_cvae import atomic, distribution, latents, on_disk, recognition
+from tfp_cvae import atomic, checks, distribution, latents, on_disk, recognition
 from tfp_cvae.classification import classify, label_posterior_accuracy
 from tfp_cvae.config import Binarization, EvaluationConfig
 from tfp_cvae.data import Dataset, Split
@@ -161,14 +161,15 @@ def evaluate_run(
                     "one, as its training goes on; evaluate again after that"
                 )
             run.write_evaluation(result.to_dict())
-        except (OSError, ValueError):
-            # What may have taken hours is not lost for it.
+        except Exception:
+            # What may have taken hours is not lost, whatever it is.
             print(result)
             raise
     return result
 
 
 def _check_fit(cvae: CVAE, dataset: Dataset) -> None:
+    checks.kind("dataset", dataset, Dataset)
     if cvae.image_shape != dataset.image_shape:
         expected, found = ("x".join(map(str, shape)) for shape in (cvae.image_shape, dataset.image_shape))
         raise ValueError(f"dataset: expected images of {expected}, as of the model, got {dataset.name} with {found}")

@@ -63,7 +63,7 @@ def export_saved_model(
         The folder of the version, `base_path/N` with N one more than the highest so far.
 
     Raises:
-        TypeError: If `cvae` is not a model, or `num_importance_samples` not an integer.
+        TypeError: If `cvae` is not a model, or a number of another kind.
         ValueError: If a value is out of range, or the model gives numbers that are not finite.
         OSError: If the folder cannot be written.
     """
@@ -71,7 +71,7 @@ def export_saved_model(
         raise TypeError(
             f"cvae: expected a CVAE, got {cvae!r:.80}; for a run folder, use export_run(Run.load(folder), ...)"
         )
-    checks.integer("num_importance_samples", num_importance_samples, 1)
+    num_importance_samples = checks.integer("num_importance_samples", num_importance_samples, 1)
     probabilities = _class_probabilities(class_probabilities, cvae.num_classes)
     base = checks.versions_folder("base_path", base_path)
     functions = signatures(cvae, num_importance_samples, probabilities)
@@ -151,9 +151,12 @@ def server_commands(version: pathlib.Path) -> str:
 def _class_probabilities(given: Sequence[float] | None, num_classes: int) -> np.ndarray:
     if given is None:
         return np.full(num_classes, 1 / max(1, num_classes))
-    probabilities = np.asarray(given, np.float64)
+    probabilities = np.asarray(given)
+    if not np.issubdtype(probabilities.dtype, np.number):
+        raise TypeError(f"class_probabilities: expected {num_classes} numbers, got {given!r:.80}")
+    probabilities = probabilities.astype(np.float64)
     if probabilities.shape != (num_classes,) or not (np.all(probabilities >= 0) and 0 < probabilities.sum() < np.inf):
-        raise ValueError(f"class_probabilities: expected {num_classes} numbers >= 0, not all 0, got {list(given)}")
+        raise ValueError(f"class_probabilities: expected {num_classes} numbers >= 0, not all 0, got {given!r:.80}")
     return probabilities / probabilities.sum()
 
 

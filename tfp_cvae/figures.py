@@ -1,5 +1,6 @@
 """The figures of a run: what `plotting` is given, and the files that come of it."""
 
+import os
 import pathlib
 from collections.abc import Iterator
 
@@ -7,11 +8,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tfp_cvae import manifest, pictures, plotting, recognition
+from tfp_cvae.config import path_of
 from tfp_cvae.data import Dataset
 from tfp_cvae.model import CVAE
 from tfp_cvae.run import Run
 
 _SAMPLES = 12
+_ROWS = 10
 _STYLES = 10
 _NEIGHBOURS = 8
 # Seeds from here on, so that the samples are others than those that were watched during training.
@@ -69,13 +72,13 @@ def save_samples(run: Run, label: str | None, count: int, seed: int, path: pathl
     number = run.class_number(label)
     images = run.model().generate(None if number is None else [number] * count, seed + np.arange(count)).numpy()
     name = "" if number is None else f", class {run.class_names[number]}"
-    pictures.save_samples(images, f"{_short(run.config.dataset)}{name}: seeds {seed} to {seed + count - 1}", path)
+    pictures.save_samples(images, f"{_short(run.config.dataset)}{name}: {pictures.seeds(seed, count)}", path)
 
 
 def _short(dataset: str) -> str:
-    """Name of a data set in a title: of a file or an absolute path without the folders."""
-    path = pathlib.Path(dataset)
-    return path.name if path.name and (path.suffix == ".npz" or path.is_absolute()) else dataset
+    """Name of a data set in a title: of a file or folder without those in which it is."""
+    path = pathlib.Path(dataset).absolute()
+    return path.name if path.name and (path_of(dataset) or os.path.isabs(dataset)) else dataset
 
 
 def _write(run: Run, figures: Iterator[tuple[str, Figure]]) -> list[pathlib.Path]:
@@ -118,8 +121,8 @@ def _figures(run: Run, cvae: CVAE, dataset: Dataset | None) -> Iterator[tuple[st
 
 
 def _classes(run: Run, cvae: CVAE) -> Figure:
-    """Fresh samples: a row for each class; without classes, eight rows."""
-    rows = cvae.num_classes or _STYLES
+    """Fresh samples: a row for each class; without classes, ten rows."""
+    rows = cvae.num_classes or _ROWS
     seeds = _FIRST_SEED + np.arange(rows * _SAMPLES)
     label = np.repeat(np.arange(rows), _SAMPLES) if cvae.num_classes else None
     images = cvae.generate(label, seeds).numpy()
@@ -171,7 +174,7 @@ def _styles(run: Run, cvae: CVAE, dataset: Dataset) -> Figure:
         np.stack(columns, axis=1),
         [dataset.class_names[index] for index in label],
         names,
-        title=f"{_short(run.config.dataset)}: test images"
+        title=f"{_short(run.config.dataset)}: {'' if run.config.binarization == 'none' else 'binarized '}test images"
         + (", and their styles under every label" if cvae.num_classes else ", and their reconstructions"),
         row_label="class" if cvae.num_classes else "",
         column_label="decoded as" if cvae.num_classes else "",

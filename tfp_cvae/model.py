@@ -78,13 +78,11 @@ class CVAE(CheckedModel):
             if given != expected:
                 raise ValueError(f"{name}: expected {expected}, as of the other networks, got {given}")
         check_separate(encoder=encoder, decoder=decoder, prior=prior)
-        checks.integer("num_samples", num_samples, 1)
-        checks.seed("seed", seed)
         self.encoder = encoder
         self.decoder = decoder
         self.prior_network = prior
-        self.num_samples = num_samples
-        self.seed = seed
+        self.num_samples = checks.integer("num_samples", num_samples, 1)
+        self.seed = checks.seed("seed", seed)
         self._hash = np.random.default_rng(0).integers(-(2**31), 2**31, math.prod(self.image_shape), dtype=np.int32)
         self.step = self.add_weight(
             name="step",

@@ -42,7 +42,8 @@ class CheckedModel(keras.Model):
             **kwargs: Of `keras.Model.compile`.
 
         Raises:
-            TypeError: If the optimizer is not one of `tf_keras`, or there is more than one loss.
+            TypeError: If the optimizer is not one of `tf_keras`, there is more than one loss, or a class stands in the
+                place of a loss or metric.
             ValueError: If the loss is one of Keras, which sees the mean image alone, or networks in float16 are trained
                 without scaling of the loss.
         """
@@ -66,11 +67,12 @@ class CheckedModel(keras.Model):
                 "optimizer: expected tf_keras.mixed_precision.LossScaleOptimizer for networks in float16, whose "
                 f"gradients vanish without it, got {optimizer!r}; or make them under the policy mixed_bfloat16"
             )
+        for part in tf.nest.flatten([loss, args[:1], kwargs.get("metrics")]):
+            if isinstance(part, type):
+                name, kind = "loss" if part is loss else "metrics", part.__name__
+                raise TypeError(f"{name}: expected an instance, got the class {kind}; add parentheses: {kind}()")
         super().compile(optimizer, loss, *args, **kwargs)
-        parts = [
-            (type(part).__name__, part.get_config() if hasattr(part, "get_config") else None)
-            for part in (self.optimizer, loss)
-        ]
+        parts = [(type(part).__name__, _settings(part)) for part in (self.optimizer, loss)]
         self.compiled_with = json.dumps(parts, default=_plain)
 
     def compile_from_config(self, config: Any) -> None:
@@ -285,8 +287,13 @@ def checked_dataset(data: Any, takes_unlabelled: bool = False, *, with_target: b
     Images are to be in [0, 1], those that are given again as the target as well, and rows of labels to be in [0, 1],
     too, and to sum to 1; or, if images without label are taken, to be one-hot or 0.
     """
-    if hasattr(data, "batches"):
-        raise TypeError(f"x: expected batches, got {data!r}; use its method batches, as in batches(128)")
+    if hasattr(data, "batches") or hasattr(data, "train"):
+        use = (
+            "its method batches, as in batches(128)"
+            if hasattr(data, "batches")
+            else "those of a split: train.batches(128)"
+        )
+        raise TypeError(f"x: expected batches, got {data!r}; use {use}")
     if not takes_unlabelled and "labelled_per_batch" in getattr(getattr(data, "epochs", None), "settings", ()):
         raise ValueError(
             "x: expected images that all have a label, got batches with some that have none; use a "
@@ -306,7 +313,7 @@ def checked_dataset(data: Any, takes_unlabelled: bool = False, *, with_target: b
         ]
         for name, given in named:
             tensor = tf.cast(given, tf.float32)
-            expected, hint = "values in [0, 1]", "divide grey values by 255, or binarize them"
+            expected, hint = "values in [0, 1]", "divide grey values by 255"
             # Written so that NaN fails it.
             holds = tf.reduce_all((tensor >= 0) & (tensor <= 1))
             if name == "one_hot":
@@ -334,7 +341,7 @@ def compute_dtypes(model: keras.Model) -> list[str]:
 
 
 def check_callbacks(callbacks: Any) -> None:
-    """Raises TypeError for a callback of another Keras, and ValueError for one that would minimise a bound.
+    """Raises TypeError for a callback of another Keras, and ValueError for what would minimise a bound, or cannot save.
 
     Tells those that ask for it, with a method `follow`, of all of them.
     """
@@ -353,9 +360,23 @@ def check_callbacks(callbacks: Any) -> None:
                 f'callbacks: expected mode="max" of {kind.__name__}, as {monitor} is to rise, got "min", which Keras '
                 "supposes where no mode is given"
             )
+        if isinstance(callback, keras.callbacks.ModelCheckpoint):
+            path = os.fspath(callback.filepath)
+            if not callback.save_weights_only and not path.endswith(".keras"):
+                raise ValueError(
+                    f"callbacks: ModelCheckpoint: {_KERAS_FORMAT_ONLY}, got {path!r}; or pass save_weights_only=True"
+                )
         follow = getattr(callback, "follow", None)
         if follow is not None:
             follow(list(listed))
+
+
+def _settings(part: Any) -> dict[str, Any] | None:
+    """Settings of an optimizer or a loss; None if it does not tell, as a function, or with a schedule that does not."""
+    try:
+        return part.get_config() if hasattr(part, "get_config") else None
+    except NotImplementedError:
+        return None
 
 
 def _plain(value: Any) -> Any:

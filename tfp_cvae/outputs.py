@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
@@ -11,7 +13,7 @@ from tensorflow_probability import distributions as tfd
 class CVAEOutput:
     """What `CVAE.__call__` returns.
 
-    As a tensor it is the mean image: pixel probabilities `[batch, height, width, channels]`.
+    As a tensor or array it is the mean image: pixel probabilities `[batch, height, width, channels]`.
 
     Attributes:
         posterior: q(z|x,y), batch shape `[batch]`, event shape `[latent_size]`.
@@ -39,18 +41,16 @@ class CVAEOutput:
         """Pixel probabilities, the mean over the latent samples: `[batch, height, width, channels]` float32."""
         return tf.reduce_mean(self.likelihood.mean(), axis=0)
 
-
-tf.register_tensor_conversion_function(
-    CVAEOutput, lambda value, dtype=None, name=None, as_ref=False: value.mean_image()
-)
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.mean_image(), dtype)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SemiSupervisedOutput:
     """What `SemiSupervisedCVAE.__call__` returns.
 
-    As a tensor it is the mean image, under the label of a labelled row, and under all labels as q(y|x) weighs them for
-    the others.
+    As a tensor or array it is the mean image, under the label of a labelled row, and under all labels as q(y|x) weighs
+    them for the others.
 
     Attributes:
         one_hot: Labels that were given, `[batch, num_classes]` float32; rows of zeros where none was.
@@ -113,7 +113,16 @@ class SemiSupervisedOutput:
         """Pixel probabilities, the mean over labels and latent samples: `[batch, height, width, channels]` float32."""
         return self.expectation(self.given_each_label.mean_image())
 
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.mean_image(), dtype)
 
-tf.register_tensor_conversion_function(
-    SemiSupervisedOutput, lambda value, dtype=None, name=None, as_ref=False: value.mean_image()
-)
+
+def _as_tensor(
+    output: CVAEOutput | SemiSupervisedOutput, dtype: Any = None, name: Any = None, as_ref: Any = False
+) -> Any:
+    # Of another type, TensorFlow says so itself.
+    return output.mean_image() if dtype in (None, output.dtype) else NotImplemented
+
+
+for _kind in (CVAEOutput, SemiSupervisedOutput):
+    tf.register_tensor_conversion_function(_kind, _as_tensor)

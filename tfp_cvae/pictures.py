@@ -49,6 +49,11 @@ def save(figure: Figure, path: pathlib.Path) -> None:
     write_atomically(path, functools.partial(figure.savefig, dpi=_DPI, bbox_inches="tight"))
 
 
+def seeds(first: int, count: int) -> str:
+    """The seeds of generated images, for a title."""
+    return f"seeds {first} to {first + count - 1}" if count > 1 else f"seed {first}"
+
+
 def save_samples(images: np.ndarray, title: str, path: pathlib.Path) -> None:
     """Writes images as one picture, eight in a row.
 

@@ -30,7 +30,7 @@ def train_classifier(
         num_classes: Number of classes.
         epochs: Passes over the images; more of them over few images, for at least 200 steps.
         seed: Seed of weights, order and dropout.
-        verbose: As for `fit`, up to 20 epochs.
+        verbose: As for `fit`, up to 20 epochs; of more, 1 shows one progress bar.
 
     Returns:
         Model from image `[n, height, width, channels]` float32 in [0, 1] to logits `[n, num_classes]`.
@@ -60,10 +60,14 @@ def train_classifier(
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    # Of few images there are hundreds of epochs, of which nobody wants to see each.
-    classifier.fit(
-        images, labels, batch_size=_BATCH_SIZE, epochs=epochs, verbose=verbose if epochs <= _SHOWN_EPOCHS else 0
-    )
+    callbacks = []
+    if epochs > _SHOWN_EPOCHS:
+        # Of few images there may be hundreds of epochs, of which nobody wants a line each.
+        if verbose == 1:
+            bar = keras.utils.Progbar(epochs, unit_name="epoch")
+            callbacks.append(keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: bar.update(epoch + 1)))
+        verbose = 0
+    classifier.fit(images, labels, batch_size=_BATCH_SIZE, epochs=epochs, verbose=verbose, callbacks=callbacks)
     return classifier
 
 
@@ -134,7 +138,7 @@ def nearest(images: np.ndarray, train: Split, count: int = 5) -> tuple[np.ndarra
     Args:
         images: `[n, height, width, channels]` float, in [0, 1].
         train: The training split.
-        count: Neighbours of each image.
+        count: Neighbours of each image, or all training images if there are fewer.
 
     Returns:
         Distances `[n, count]`, ascending, and indices `[n, count]` into `train`.

@@ -1,12 +1,12 @@
 """The run folder: what a training leaves behind. A file in it is either whole or absent. Imports no TensorFlow."""
 
+import contextlib
 import csv
 import dataclasses
 import importlib.metadata
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,14 @@ _EVALUATION = "evaluation.json"
 _FILES = (_EVALUATION, "model.keras", "history.csv", "images_by_epoch.npz", _CONFIG)
 _BACKUP = "backup"
 _OLD_BACKUP = f"{atomic.TEMPORARY_PREFIX}backup"
-# In the order in which they are deleted: first what makes a run a finished one, last what makes it a run.
-_CONTENTS = (_EVALUATION, _BACKUP, manifest.FILE, "figures", "tensorboard", *_FILES)
+_FIGURES = tuple(f"figures/{name}.png" for name in ("lower_bound", "generated_by_epoch", "classes", "styles"))
+_OF_EVALUATION = (
+    _EVALUATION,
+    *(f"figures/{name}.png" for name in ("latent", "calibration", "class_tables", "neighbours")),
+)
+# What a new run in the same folder deletes, first what makes the old one a finished run. What makes it a run, its
+# settings, is replaced.
+_CONTENTS = (*_OF_EVALUATION, _BACKUP, manifest.FILE, *_FIGURES, "tensorboard", *(set(_FILES) - {_CONFIG}))
 
 # Version of the run folder: 0 had neither this number nor a backup, a manifest and the fingerprint of the data.
 FORMAT_VERSION = 1
@@ -66,23 +72,18 @@ class Run:
             path: Folder to make. It may exist if it is empty.
             config: Settings of the training.
             dataset: Data set of the training.
-            overwrite: Whether to delete the run that the folder may hold. Other files are left alone.
+            overwrite: Whether to delete the run that the folder may hold, with all that is in `tensorboard/`. Other
+                files are left alone.
 
         Raises:
             ValueError: If the folder exists and is not empty, or `overwrite` is to delete what is not a run.
         """
         path = pathlib.Path(path)
         check_free(path, overwrite)
-        if holds_run(path):
-            for name in _CONTENTS:
-                _delete(path / name)
         class_names = dataset.class_names if config.conditional else ()
         class_probabilities = tuple(dataset.class_probabilities().tolist()) if config.conditional else ()
         dataset_path = path_of(config.dataset)
         run = cls(path, config, class_names, class_probabilities, versions(), dataset.fingerprint(), dataset_path)
-        path.mkdir(parents=True, exist_ok=True)
-        atomic.flush(path.parent)
-        run.backup_folder.mkdir(exist_ok=True)
         content = {
             "format_version": FORMAT_VERSION,
             **config.to_dict(),
@@ -92,7 +93,14 @@ class Run:
             "dataset_path": None if dataset_path is None else str(dataset_path),
             "versions": run.versions,
         }
-        write_atomically(path / _CONFIG, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))
+        text = json.dumps(content, indent=2)
+        if holds_run(path):
+            for name in _CONTENTS:
+                atomic.delete(path / name)
+        path.mkdir(parents=True, exist_ok=True)
+        atomic.flush(path.parent)
+        run.backup_folder.mkdir(exist_ok=True)
+        write_atomically(path / _CONFIG, lambda file: file.write_text(text + "\n"))
         return run
 
     @classmethod
@@ -163,12 +171,20 @@ class Run:
                 f"dataset: expected {archive.one_line(self.dataset_path)}, where it was at the training{here}, got "
                 "none; bring it back"
             )
-        first, *others = (dataclasses.replace(self.config, dataset=str(path)) for path in places)
-        dataset = sources.load_training_data(first)
-        if others and dataset.fingerprint() != self.dataset_sha256:
-            other = sources.load_training_data(others[0])
-            dataset = other if other.fingerprint() == self.dataset_sha256 else dataset
-        return dataclasses.replace(dataset, name=archive.one_line(pathlib.Path(given)))
+        found: list[Dataset | Exception] = []
+        for path in places:
+            try:
+                dataset = sources.load_training_data(dataclasses.replace(self.config, dataset=str(path)))
+            except (OSError, TypeError, ValueError) as error:
+                found.append(error)
+                continue
+            dataset = dataclasses.replace(dataset, name=archive.one_line(pathlib.Path(given)))
+            if dataset.fingerprint() == self.dataset_sha256:
+                return dataset
+            found.append(dataset)
+        if isinstance(found[0], Exception):
+            raise found[0]
+        return found[0]
 
     def check_data(self, dataset: "Dataset") -> None:
         """Raises ValueError unless a data set is as it was when the training was begun."""
@@ -185,6 +201,10 @@ class Run:
         """Backups of the training; there until it is finished."""
         return self.path / _BACKUP
 
+    def stage(self) -> str:
+        """How far a training is that is not finished, for messages."""
+        return f"the training runs or was stopped, after {len(self.history())} of {self.config.epochs} epochs"
+
     def is_finished(self) -> bool:
         """Whether the training has ended, with evaluation and figures."""
         return self.has_evaluation() and not self.backup_folder.exists()
@@ -199,11 +219,13 @@ class Run:
 
     def delete_old_backup(self) -> None:
         """Deletes what is left of the backup of a finished training."""
-        shutil.rmtree(self.path / _OLD_BACKUP, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            atomic.delete(self.path / _OLD_BACKUP)
 
     def delete_evaluation(self) -> None:
-        """Deletes the evaluation of a model that is going to be trained further."""
-        _delete(self.path / _EVALUATION)
+        """Deletes the evaluation of a model that is going to be trained further, and its figures."""
+        for name in _OF_EVALUATION:
+            atomic.delete(self.path / name)
 
     def faults(self) -> dict[str, str]:
         """What is wrong with the run, by the name of the file; empty if nothing is.
@@ -215,8 +237,7 @@ class Run:
         """
         if not self.backup_folder.exists():
             return manifest.faults(self.path, _FILES)
-        stage = f"after {len(self.history())} of {self.config.epochs} epochs: go on with --resume"
-        return {_BACKUP: f"there, as the training runs or was stopped, {stage}"}
+        return {_BACKUP: f"there, as {self.stage()}: go on with --resume"}
 
     def class_number(self, label: str | None) -> int | None:
         """Number of a class, from 0.
@@ -383,7 +404,9 @@ def holds_run(path: pathlib.Path) -> bool:
     if names == [_BACKUP] and not any((path / _BACKUP).iterdir()):
         # Of a process that was killed before it could write more.
         return False
-    raise ValueError(f"output: expected a new folder, got {str(path)!r}, which holds something else than a run")
+    raise ValueError(
+        f"output: expected a new folder, got {str(path)!r}, which holds something else than a run; choose another one"
+    )
 
 
 def run_to_resume(path: pathlib.Path, config: TrainConfig, *, overwrite: bool, resume: bool) -> Run | None:
@@ -464,13 +487,6 @@ def held_out_protocol(
         "binarization_seed": HELD_OUT_SEED,
         "comparable": binarization != "none",
     }
-
-
-def _delete(path: pathlib.Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:

@@ -63,9 +63,8 @@ class SemiSupervisedCVAE(CVAE):
                 f"networks, got {image_shape} and {classes}"
             )
         check_separate(encoder=encoder, decoder=decoder, prior=prior, classifier=classifier)
-        checks.number("deformation", deformation, 0)
         self.classifier = classifier
-        self.deformation = deformation
+        self.deformation = checks.number("deformation", deformation, 0)
         self._posterior_given_each_label = _given_each_label(encoder, self.num_classes)
 
     def label_posterior(self, image: tf.Tensor) -> tfd.Distribution:
