@@ -1,4 +1,3 @@
-import contextlib
 import itertools
 
 import crash
@@ -354,23 +353,34 @@ def test_batches_that_do_not_count_epochs(dataset, tmp_path):
 def test_other_batches_than_those_of_fit(dataset, tmp_path):
     notebook = Notebook(dataset, tmp_path)
     backup = Backup(tmp_path / "other", dataset.train.batches(32, seed=5))
-    with pytest.raises(ValueError, match="batches: expected those that fit trains on, got others, of which no epoch"):
+    with pytest.raises(ValueError, match="batches: expected one pass over them in each epoch, 1 by now, got 0; give"):
         notebook.cvae.fit(notebook.batches, epochs=2, callbacks=[backup], verbose=0)
+    # Nor may anything else read them: how often is not known when the training goes on.
+    backup = Backup(tmp_path / "both", notebook.batches)
+    with pytest.raises(ValueError, match="batches: expected one pass over them in each epoch, 1 by now, got 2; give"):
+        notebook.cvae.fit(notebook.batches, validation_data=notebook.batches, callbacks=[backup], verbose=0)
 
 
 def test_rows_of_a_csv_logger_are_not_lost(dataset, tmp_path):
-    for append in (False, True, False):
+    path = tmp_path / "log.csv"
+
+    def fit(append, *others):
         notebook = Notebook(dataset, tmp_path)
-        log = keras.callbacks.CSVLogger(str(tmp_path / "log.csv"), append=append)
-        backup = Backup(tmp_path / "backup", notebook.batches)
-        lines = (tmp_path / "log.csv").read_text().splitlines() if backup.epoch else []
-        refused = pytest.raises(ValueError, match="callbacks: expected CSVLogger with append=True where a training")
-        with refused if lines and not append else contextlib.nullcontext():
-            notebook.cvae.fit(
-                *(notebook.batches, None, None, 1),
-                **{"initial_epoch": backup.initial_epoch, "callbacks": [log, backup], "verbose": 0},
-            )
-        assert (tmp_path / "log.csv").read_text().splitlines()[: len(lines)] == lines
+        backup = Backup(tmp_path / "backup", notebook.batches, every_seconds=0)
+        callbacks = [keras.callbacks.CSVLogger(str(path), append=append), backup, *others]
+        notebook.cvae.fit(
+            notebook.batches, epochs=3, initial_epoch=backup.initial_epoch, callbacks=callbacks, verbose=0
+        )
+
+    with pytest.raises(InterruptionError):
+        fit(False, Interrupt(1, "on_epoch_end"))
+    before = path.read_text()
+    with pytest.raises(ValueError, match="callbacks: expected CSVLogger with append=True where a training goes on"):
+        fit(False)
+    assert path.read_text() == before
+    fit(True)
+    # The epoch in which it was interrupted comes twice.
+    assert [line.split(",")[0] for line in path.read_text().splitlines()] == ["epoch", "0", "1", "1", "2"]
 
 
 def test_order_of_the_callbacks(dataset, tmp_path):

@@ -301,6 +301,7 @@ def test_datasets(capsys):
         ([], "train, evaluate, generate, plot, export, request, check, recipes, datasets"),
         (["tarin"], "Unrecognized options: tarin; did you mean train? see tfp-cvae --help"),
         (["train", "--latent-sise", "3"], "--latent-sise, 3; did you mean --latent-size? see tfp-cvae train --help"),
+        (["train", "--confg", "3"], "Unrecognized options: --confg, 3; see tfp-cvae train --help"),
         # A flag of another command is not what was meant.
         (["train", "--num-imags", "9"], "Unrecognized options: --num-imags, 9; see tfp-cvae train --help"),
         (["train", "--epochs", "0"], "epochs: expected an integer >= 1, got 0"),

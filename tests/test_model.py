@@ -204,7 +204,15 @@ def test_the_output_as_a_tensor_is_the_mean_image(batch):
     np.testing.assert_allclose(tf.convert_to_tensor(output), np.mean(output.likelihood.mean(), axis=0), rtol=1e-6)
     np.testing.assert_array_equal(np.asarray(output), tf.convert_to_tensor(output))
     assert np.asarray(output, np.float64).dtype == np.float64
-    np.testing.assert_array_equal(tf.convert_to_tensor(output, tf.float64), np.asarray(output, np.float64))
+    for convert in (tf.convert_to_tensor, tf.function(tf.convert_to_tensor, autograph=False)):
+        converted = (
+            convert(output, tf.float64)
+            if convert is tf.convert_to_tensor
+            else tf.function(lambda: tf.convert_to_tensor(cvae(batch), tf.float64))()
+        )
+        assert (converted.shape, converted.dtype) == (batch[0].shape, tf.float64)
+    with pytest.raises(TypeError, match="output: expected a floating dtype for the mean image, got int32"):
+        tf.convert_to_tensor(output, tf.int32)
     assert (output.shape, output.dtype) == (batch[0].shape, tf.float32)
 
 

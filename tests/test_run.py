@@ -15,7 +15,7 @@ import tensorflow as tf
 from conftest import stripes
 from test_training import small, start, wait_for
 
-from tfp_cvae import atomic, cli, evaluation, interruption, manifest, training
+from tfp_cvae import atomic, cli, evaluation, figures, interruption, manifest, training
 from tfp_cvae import run as run_module
 from tfp_cvae.backup import Backup
 from tfp_cvae.config import EvaluationConfig
@@ -574,20 +574,40 @@ def test_a_new_run_leaves_what_is_not_of_the_old_one(folder, finished):
 
 
 def test_a_folder_stays_a_run_while_it_is_overwritten(folder, finished, monkeypatch):
-    """Killed when the old files are deleted, and those of the user are still there."""
+    """Killed before each change in it, with a file of the user beside the old ones; and overwritten again."""
     (folder / "notes.txt").write_text("mine")
-    dataset = load_dataset(finished / "stripes.npz")
+    config, dataset = small(finished / "stripes.npz", epochs=2), load_dataset(finished / "stripes.npz")
+    left = [0]
 
-    def killed(*args):
-        raise KeyboardInterrupt
+    def counted(change):
+        def changed(*args):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return change(*args)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(run_module, "write_atomically", killed)
-        with pytest.raises(KeyboardInterrupt):
-            Run.create(folder, small(finished / "stripes.npz", epochs=2), dataset, overwrite=True)
-    assert not Run.load(folder).is_finished()
-    run = Run.create(folder, small(finished / "stripes.npz", epochs=3), dataset, overwrite=True)
+        return changed
+
+    monkeypatch.setattr(atomic, "delete", counted(atomic.delete))
+    monkeypatch.setattr(run_module, "write_atomically", counted(run_module.write_atomically))
+    for changes in range(1, 30):
+        left[0] = changes
+        try:
+            run = Run.create(folder, config, dataset, overwrite=True)
+            break
+        except KeyboardInterrupt:
+            assert not Run.load(folder).is_finished()
+            assert not Run.load(folder).backup_folder.exists()
+    assert changes > 10
     assert Run.load(folder) == run
+
+
+def test_no_figure_of_the_old_run_stays(folder, finished, monkeypatch):
+    run, dataset = Run.load(folder), load_dataset(finished / "stripes.npz")
+    evaluate_run(run, dataset, SHORT)
+    assert len(figures.draw(run, run.model(), dataset) + figures.draw_evaluation(run, dataset)) == 8
+    Run.create(folder, run.config, dataset, overwrite=True)
+    assert not list((folder / "figures").iterdir())
 
 
 def test_a_backup_on_another_disk(folder, tmp_path):

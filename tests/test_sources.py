@@ -174,17 +174,28 @@ def test_pictures_are_turned_as_a_viewer_turns_them(tmp_path, decoded_once, monk
     if large:
         monkeypatch.setattr(cache, "MAX_BYTES_IN_MEMORY", 0)
     seen = np.zeros((10, 12), np.uint8)
-    seen[:5] = 255
+    seen[:5, :7] = 255
+    # As EXIF defines them: how what is seen was stored.
+    stored = {
+        **{1: seen, 2: seen[:, ::-1], 3: seen[::-1, ::-1], 4: seen[::-1]},
+        **{5: seen.T, 6: np.rot90(seen), 7: seen[::-1, ::-1].T, 8: np.rot90(seen, 3)},
+    }
     for name in "ab":
         (tmp_path / "pets" / name).mkdir(parents=True)
-        for index in range(12):
-            stored, orientation = [(seen, 1), (seen[::-1, ::-1], 3), (np.rot90(seen), 6)][index % 3]
+        for orientation, array in stored.items():
             exif = PIL.Image.Exif()
             exif[PIL.ExifTags.Base.Orientation] = orientation
-            PIL.Image.fromarray(stored).save(tmp_path / "pets" / name / f"{index}.jpeg", exif=exif, quality=100)
+            # Of another kind than it should be.
+            exif[PIL.ExifTags.Base.XResolution] = "many"
+            for suffix, lossless in (("jpeg", {"quality": 100}), ("webp", {"lossless": True})):
+                file = tmp_path / "pets" / name / f"{orientation}.{suffix}"
+                PIL.Image.fromarray(array).convert("RGB").save(file, exif=exif, **lossless)
+        PIL.Image.fromarray(seen).convert("RGB").save(
+            tmp_path / "pets" / name / "none.webp", exif=b"Exif no", lossless=True
+        )
     data = load_dataset(tmp_path / "pets")
-    assert data.image_shape == (10, 12, 1)
-    assert np.all((data.train.binarized("threshold")[..., 0] * 255) == seen)
+    assert data.image_shape == (10, 12, 3)
+    assert np.all((data.train.binarized("threshold") * 255) == seen[..., np.newaxis])
 
 
 @pytest.mark.parametrize("large", [False, True])

@@ -98,10 +98,11 @@ class Backup(keras.callbacks.Callback):
         names = [type(callback) for callback in callbacks]
         if any(issubclass(kind, SwapEMAWeights) for kind in names[callbacks.index(self) :]):
             raise ValueError("callbacks: expected Backup after SwapEMAWeights in the list, got it before")
-        if self._begun and any(getattr(callback, "append", None) is False for callback in callbacks):
+        loggers = [callback for callback in callbacks if isinstance(callback, keras.callbacks.CSVLogger)]
+        if self.epoch and not all(logger.append for logger in loggers):
             raise ValueError(
                 "callbacks: expected CSVLogger with append=True where a training goes on, got append=False, with which "
-                "the rows in its file would be lost; pass append=True, or use HistoryCSV"
+                "the rows in its file would be lost; use HistoryCSV, or append=True, with which epochs may come twice"
             )
         self._others = [callback for callback in callbacks if callback is not self]
 
@@ -142,10 +143,14 @@ class Backup(keras.callbacks.Callback):
                 self._write(epoch, finished=False)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        if self._epochs is not None and self._epochs.next <= self._first + epoch:
+        if self._epochs is None:
+            return
+        passes, expected = self._epochs.next - self._first, epoch + 1
+        reads_ahead = self.model.distribute_strategy.num_replicas_in_sync > 1
+        if passes < expected or (passes > expected and not reads_ahead):
             raise ValueError(
-                "batches: expected those that fit trains on, got others, of which no epoch was read; give Backup and "
-                "fit the same result of Split.batches"
+                f"batches: expected one pass over them in each epoch, {expected} by now, got {passes}; give Backup and "
+                "fit the same result of Split.batches, which nothing else reads, not cached, and others for validation"
             )
 
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
@@ -188,9 +193,11 @@ class Backup(keras.callbacks.Callback):
         older = {"precision": ["float32"], **{name: settings[name] for name in ("num_samples", "deformation")}}
         begun = {**older, **state["settings"]}
         for name, value in settings.items():
-            if begun.get(name) != value:
+            before = begun.get(name)
+            # In a text, 1 and 1.0 are not the same.
+            if before != value and not (name == "compile" and before and json.loads(before) == json.loads(value)):
                 raise ValueError(
-                    f"{name}: expected {begun.get(name)} as of the training in {self.folder}, got {value}; {advice}"
+                    f"{name}: expected {before} as of the training in {self.folder}, got {value}; {advice}"
                 )
         epochs = self.params["epochs"]
         if self.finished and not state["stopped"] and epochs != self.epoch:

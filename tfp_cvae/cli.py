@@ -102,7 +102,8 @@ def _near(message: str, words: Sequence[str]) -> str:
     """What a misspelt word could have meant."""
     command = commands.COMMANDS.get(words[0]) if words else None
     kinds = [command, TrainConfig] if command is commands.Train else [command] if command else []
-    flags = [f"--{field.name.replace('_', '-')}" for kind in kinds for field in dataclasses.fields(kind)]
+    names = {field.name for kind in kinds for field in dataclasses.fields(kind)} - {"config", "run_folder"}
+    flags = [f"--{name.replace('_', '-')}" for name in sorted(names)]
     for word in re.findall(r"[\w-]+", message.partition("Unrecognized options:")[2]):
         near = difflib.get_close_matches(word, flags if word.startswith("--") else commands.COMMANDS, n=1, cutoff=0.7)
         if near:

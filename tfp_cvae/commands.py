@@ -9,6 +9,7 @@ import os
 import pathlib
 import platform
 import re
+import shlex
 import sys
 from typing import Annotated
 
@@ -51,7 +52,7 @@ class Train:
         from tfp_cvae.training import train
 
         run = train(self.config, output, overwrite=self.overwrite, resume=self.resume, verbose=_verbose())
-        print(f"{run.summary()}\nnext:    tfp-cvae evaluate {run.path} --quick")
+        print(f"{run.summary()}\nnext:    {shlex.join(['tfp-cvae', 'evaluate', str(run.path), '--quick'])}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,9 +230,9 @@ class Check:
     def run(self) -> None:
         """Runs the command."""
         run = Run.load(self.run_folder)
-        faults = run.faults()
         if run.backup_folder.exists():
             raise ValueError(f"run: expected a finished training in {run.path}, but {run.stage()}; go on with --resume")
+        faults = run.faults()
         if faults:
             found = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
             raise ValueError(f"run: expected {run.path} as it was written, got: {found}")
@@ -269,7 +270,7 @@ COMMANDS = {
 
 
 def _note_if_unfinished(run: Run) -> None:
-    if not run.is_finished():
+    if run.backup_folder.exists():
         print(f"{run.path}: the best model so far, as {run.stage()}", file=sys.stderr)
 
 

@@ -72,13 +72,14 @@ def save_samples(run: Run, label: str | None, count: int, seed: int, path: pathl
     number = run.class_number(label)
     images = run.model().generate(None if number is None else [number] * count, seed + np.arange(count)).numpy()
     name = "" if number is None else f", class {run.class_names[number]}"
-    pictures.save_samples(images, f"{_short(run.config.dataset)}{name}: {pictures.seeds(seed, count)}", path)
+    pictures.save_samples(images, f"{_short(run, run.config.dataset)}{name}: {pictures.seeds(seed, count)}", path)
 
 
-def _short(dataset: str) -> str:
-    """Name of a data set in a title: of a file or folder without those in which it is."""
-    path = pathlib.Path(dataset).absolute()
-    return path.name if path.name and (path_of(dataset) or os.path.isabs(dataset)) else dataset
+def _short(run: Run, dataset: str) -> str:
+    """Name of a data set in a title: of a file or folder, that of the run or another, without those in which it is."""
+    is_own = run.dataset_path is not None and pathlib.Path(dataset) == pathlib.Path(run.config.dataset)
+    path = run.dataset_path if is_own else path_of(dataset)
+    return dataset if path is None else os.path.basename(os.path.realpath(path))
 
 
 def _write(run: Run, figures: Iterator[tuple[str, Figure]]) -> list[pathlib.Path]:
@@ -94,7 +95,7 @@ def _write(run: Run, figures: Iterator[tuple[str, Figure]]) -> list[pathlib.Path
 
 
 def _figures(run: Run, cvae: CVAE, dataset: Dataset | None) -> Iterator[tuple[str, Figure]]:
-    name = _short(run.config.dataset)
+    name = _short(run, run.config.dataset)
     history = run.history()
     if history:
         columns = {key: np.array([row[key] for row in history]) for key in history[0]}
@@ -129,7 +130,7 @@ def _classes(run: Run, cvae: CVAE) -> Figure:
     return plotting.image_table(
         images.reshape(rows, _SAMPLES, *images.shape[1:]),
         run.class_names,
-        title=f"{_short(run.config.dataset)}: fresh samples",
+        title=f"{_short(run, run.config.dataset)}: fresh samples",
         row_label="class" if run.class_names else "",
     )
 
@@ -164,6 +165,7 @@ def _styles(run: Run, cvae: CVAE, dataset: Dataset) -> Figure:
     chosen = np.lexsort((split.labels, turn))[:_STYLES]
     chosen = chosen[np.argsort(split.labels[chosen], kind="stable")]
     image, label = split.binarized(run.config.binarization, rows=chosen), split.labels[chosen]
+    kind = "test images" if run.config.binarization == "none" else "binarized test images"
     one_hot = np.eye(cvae.num_classes, dtype=np.float32) if cvae.num_classes else None
     columns = [image, cvae.reconstruct(image, label if cvae.num_classes else None)]
     names = ["image", "recon."]
@@ -174,7 +176,7 @@ def _styles(run: Run, cvae: CVAE, dataset: Dataset) -> Figure:
         np.stack(columns, axis=1),
         [dataset.class_names[index] for index in label],
         names,
-        title=f"{_short(run.config.dataset)}: {'' if run.config.binarization == 'none' else 'binarized '}test images"
+        title=f"{_short(run, run.config.dataset)}: {kind}"
         + (", and their styles under every label" if cvae.num_classes else ", and their reconstructions"),
         row_label="class" if cvae.num_classes else "",
         column_label="decoded as" if cvae.num_classes else "",
@@ -185,7 +187,7 @@ def _styles(run: Run, cvae: CVAE, dataset: Dataset) -> Figure:
 def _evaluation_figures(run: Run, dataset: Dataset | None) -> Iterator[tuple[str, Figure]]:
     result = run.evaluation()
     protocol = result["protocol"]
-    name = f"{_short(protocol['dataset'])}: {protocol['num_images']:,} test images {run.binarization_note()}"
+    name = f"{_short(run, protocol['dataset'])}: {protocol['num_images']:,} test images {run.binarization_note()}"
     latent = result["latent"]
     yield "latent", plotting.latent(latent["variance_of_means"], latent["rate_per_dimension"], name)
     if not run.class_names:
@@ -214,7 +216,7 @@ def _neighbours(run: Run, dataset: Dataset) -> Figure:
         np.concatenate([images[:, np.newaxis], neighbours], axis=1),
         run.class_names,
         ["sample", *(str(rank + 1) for rank in range(index.shape[1]))],
-        title=f"samples, and the training images of {_short(dataset.name)} nearest to them",
+        title=f"samples, and the training images of {_short(run, dataset.name)} nearest to them",
         row_label="class",
         gap_after=1,
     )

@@ -90,9 +90,9 @@ def importance_estimate(
     """
     image = np.asarray(image, np.float32)
     checks.unit_interval("image", image, cvae.image_shape)
-    checks.integer("num_samples", num_samples, 1)
-    checks.integer("batch_size", batch_size, 1)
-    checks.seed("seed", seed)
+    num_samples = checks.integer("num_samples", num_samples, 1)
+    batch_size = checks.integer("batch_size", batch_size, 1)
+    seed = checks.seed("seed", seed)
     index = np.arange(len(image)) if index is None else np.atleast_1d(checks.integers("index", index))
     if not len(index) or not len(image):
         raise ValueError(f"image: expected at least one, got {len(image)} images for {len(index)} estimates")

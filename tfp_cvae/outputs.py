@@ -118,10 +118,11 @@ class SemiSupervisedOutput:
 
 
 def _as_tensor(
-    output: CVAEOutput | SemiSupervisedOutput, dtype: Any = None, name: Any = None, as_ref: Any = False
-) -> Any:
-    # Of another type, TensorFlow says so itself.
-    return output.mean_image() if dtype in (None, output.dtype) else NotImplemented
+    output: CVAEOutput | SemiSupervisedOutput, dtype: tf.DType | None = None, name: Any = None, as_ref: Any = False
+) -> tf.Tensor:
+    if dtype is not None and not dtype.is_floating:
+        raise TypeError(f"output: expected a floating dtype for the mean image, got {dtype.name}")
+    return tf.cast(output.mean_image(), dtype or output.dtype)
 
 
 for _kind in (CVAEOutput, SemiSupervisedOutput):

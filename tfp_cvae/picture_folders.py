@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import numpy as np
 import PIL.ExifTags
 import PIL.Image
-import PIL.ImageOps
 
 from tfp_cvae import cache, checks
 from tfp_cvae.archive import check_packing, file_size, map_arrays, one_line
@@ -21,6 +20,17 @@ _GREY = ("1", "L", "LA")
 _MODES = (*_GREY, "P", "RGB", "RGBA", "CMYK", "YCbCr")
 # Of a progressive JPEG, which has about ten; each costs the time of a whole picture, however short it is.
 _MAX_SCANS = 50
+# By the orientation of EXIF.
+_TURNS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+_ON_ITS_SIDE = [_TURNS[orientation] for orientation in (5, 6, 7, 8)]
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 
 _Taken = TypeVar("_Taken")
@@ -83,8 +93,9 @@ def _on_disk(path: pathlib.Path, files: Sequence[pathlib.Path], size: tuple[int,
 def _decoded(picture: Any) -> np.ndarray:
     """`[height, width]` or `[height, width, 3]` uint8, upright, on white where it is transparent, as on paper."""
     kind = "L" if _is_grey(picture) else "RGB"
-    if _orientation(picture) != 1:
-        picture = PIL.ImageOps.exif_transpose(picture)
+    turn = _turn(picture)
+    if turn is not None:
+        picture = picture.transpose(turn)
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         paper = PIL.Image.new("RGBA", picture.size, "white")
@@ -102,16 +113,21 @@ def _mode(picture: Any) -> str:
     return f"{picture.mode};16" if cut and picture.mode in _MODES else picture.mode
 
 
-def _orientation(picture: Any) -> int:
-    """How a camera was held, as EXIF counts: 1 for upright. Of formats that tell it before they are decoded."""
-    told = picture.format in ("JPEG", "MPO", "WEBP")
-    return picture.getexif().get(PIL.ExifTags.Base.Orientation, 1) if told else 1
+def _turn(picture: Any) -> PIL.Image.Transpose | None:
+    """How a picture is turned to be upright, of the formats of cameras; Pillow turns a TIFF itself."""
+    if picture.format not in ("JPEG", "MPO", "WEBP"):
+        return None
+    try:
+        return _TURNS.get(picture.getexif().get(PIL.ExifTags.Base.Orientation))
+    except Exception:
+        # Of what is no EXIF, Pillow raises anything; the picture itself may be whole.
+        return None
 
 
 def _size(picture: Any) -> tuple[int, int]:
     """Width and height as it is seen."""
     width, height = picture.size
-    return (height, width) if _orientation(picture) in (5, 6, 7, 8) else (width, height)
+    return (height, width) if _turn(picture) in _ON_ITS_SIDE else (width, height)
 
 
 def _each(files: Sequence[pathlib.Path], take: Callable[[Any], _Taken]) -> Iterator[_Taken]:

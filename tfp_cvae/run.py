@@ -33,7 +33,10 @@ _OF_EVALUATION = (
 )
 # What a new run in the same folder deletes, first what makes the old one a finished run. What makes it a run, its
 # settings, is replaced.
-_CONTENTS = (*_OF_EVALUATION, _BACKUP, manifest.FILE, *_FIGURES, "tensorboard", *(set(_FILES) - {_CONFIG}))
+_CONTENTS = (
+    *(*_OF_EVALUATION, _BACKUP, manifest.FILE, *_FIGURES, "tensorboard"),
+    *(name for name in _FILES if name not in (_EVALUATION, _CONFIG)),
+)
 
 # Version of the run folder: 0 had neither this number nor a backup, a manifest and the fingerprint of the data.
 FORMAT_VERSION = 1
@@ -94,13 +97,16 @@ class Run:
             "versions": run.versions,
         }
         text = json.dumps(content, indent=2)
-        if holds_run(path):
-            for name in _CONTENTS:
-                atomic.delete(path / name)
+        overwrites = holds_run(path)
+        for name in _CONTENTS if overwrites else ():
+            atomic.delete(path / name)
         path.mkdir(parents=True, exist_ok=True)
         atomic.flush(path.parent)
-        run.backup_folder.mkdir(exist_ok=True)
+        if not overwrites:
+            # A run has a backup from the beginning; but the old settings may not have one to go on with.
+            run.backup_folder.mkdir(exist_ok=True)
         write_atomically(path / _CONFIG, lambda file: file.write_text(text + "\n"))
+        run.backup_folder.mkdir(exist_ok=True)
         return run
 
     @classmethod

@@ -84,7 +84,8 @@ def train(
     check_one_of(overwrite, resume)
     path = pathlib.Path(output or default_output(config))
     # Where a link leads now: it may lead elsewhere before the training has ended.
-    path = path if path.resolve() == path.absolute() else path.resolve()
+    real = os.path.realpath(path)
+    path = path if real == os.path.abspath(path) else pathlib.Path(real)
     keep_freed_memory()
     strategy = strategy or distribution.from_environment()
     with distribution.explained(strategy):
