@@ -260,7 +260,7 @@ def test_no_more_latents_are_decoded_than_are_asked_for(narrow, monkeypatch):
         return likelihood(self, latent, one_hot)
 
     monkeypatch.setattr(CVAE, "likelihood", counted)
-    importance_estimate(narrow, np.zeros((2, 4, 3, 1)), [0, 1], num_samples=10)
+    importance_estimate(narrow, np.zeros((2, 4, 3, 1)), [0, 1], num_samples=np.uint64(10))
     assert sizes == [[SAMPLES_PER_BLOCK, 2, 1]]
 
 
