@@ -361,6 +361,24 @@ def test_other_batches_than_those_of_fit(dataset, tmp_path):
         notebook.cvae.fit(notebook.batches, validation_data=notebook.batches, callbacks=[backup], verbose=0)
 
 
+def test_a_setting_that_was_written_as_an_integer_is_the_same(dataset, tmp_path):
+    def fit():
+        notebook = Notebook(dataset, tmp_path)
+        backup = Backup(tmp_path / "backup", notebook.batches)
+        options = {"initial_epoch": backup.initial_epoch, "callbacks": [backup], "verbose": 0}
+        return notebook.cvae.fit(notebook.batches, epochs=1, **options)
+
+    history = fit().history
+    state = tmp_path / "backup" / "1" / "state.json"
+    as_integer = state.read_text().replace('free_bits\\": 0.0', 'free_bits\\": 0')
+    assert as_integer != state.read_text()
+    state.write_text(as_integer)
+    assert fit().history == history
+    state.write_text(as_integer.replace('free_bits\\": 0', 'free_bits\\": 1'))
+    with pytest.raises(ValueError, match="compile: expected"):
+        fit()
+
+
 def test_rows_of_a_csv_logger_are_not_lost(dataset, tmp_path):
     path = tmp_path / "log.csv"
 

@@ -629,7 +629,7 @@ def test_a_split_is_not_batches(cvae, dataset):
         TypeError, match=r"x: expected batches, got Split.* use its method batches, as in batches\(128\)"
     ):
         cvae.fit(dataset.train)
-    with pytest.raises(TypeError, match=r"x: expected batches, got .* use those of a split: train.batches\(128\)"):
+    with pytest.raises(TypeError, match=r"x: expected batches, got .* use train.batches\(128\)"):
         cvae.fit(dataset)
 
 

@@ -341,6 +341,22 @@ def test_commands_find_the_data_from_another_folder(relative, npz, capsys):
     assert relative.training_data().fingerprint() == relative.dataset_sha256
 
 
+def test_data_are_found_if_something_else_is_where_they_were(relative, npz):
+    shutil.copy(npz, npz.name)
+    npz.write_bytes(b"something else")
+    assert relative.training_data().fingerprint() == relative.dataset_sha256
+    os.remove(npz.name)
+    with pytest.raises(ValueError, match=r"stripes.npz: expected an .npz file of plain arrays, got an unreadable one"):
+        relative.training_data()
+
+
+def test_a_link_that_leads_in_a_circle(tmp_path, npz, capsys):
+    (tmp_path / "one").symlink_to(tmp_path / "other")
+    (tmp_path / "other").symlink_to(tmp_path / "one")
+    assert cli.main(["train", "--dataset", str(npz), "--output", str(tmp_path / "one")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_data_are_found_where_they_were_moved_to_with_the_run(relative, npz, capsys):
     shutil.copy(npz, npz.name)
     images, labels = stripes(seed=1)

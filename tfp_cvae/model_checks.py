@@ -287,13 +287,9 @@ def checked_dataset(data: Any, takes_unlabelled: bool = False, *, with_target: b
     Images are to be in [0, 1], those that are given again as the target as well, and rows of labels to be in [0, 1],
     too, and to sum to 1; or, if images without label are taken, to be one-hot or 0.
     """
-    if hasattr(data, "batches") or hasattr(data, "train"):
-        use = (
-            "its method batches, as in batches(128)"
-            if hasattr(data, "batches")
-            else "those of a split: train.batches(128)"
-        )
-        raise TypeError(f"x: expected batches, got {data!r}; use {use}")
+    for attribute, use in (("batches", "its method batches, as in batches(128)"), ("train", "train.batches(128)")):
+        if hasattr(data, attribute):
+            raise TypeError(f"x: expected batches, got {data!r}; use {use}")
     if not takes_unlabelled and "labelled_per_batch" in getattr(getattr(data, "epochs", None), "settings", ()):
         raise ValueError(
             "x: expected images that all have a label, got batches with some that have none; use a "
