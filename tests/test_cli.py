@@ -1,4 +1,5 @@
 import contextlib
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -48,6 +49,11 @@ def test_help_is_fast_and_names_every_setting():
         assert f"--{field.replace('_', '-')}" in text.stdout
     assert "--output" in text.stdout
     assert "--overwrite" in text.stdout
+
+
+def test_version_is_that_of_the_installed_package(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"tfp-cvae {importlib.metadata.version('tfp-cvae')}\n"
 
 
 @pytest.mark.parametrize(

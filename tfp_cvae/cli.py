@@ -16,11 +16,14 @@ from typing import Annotated, Any
 
 import tyro
 
+import tfp_cvae
 from tfp_cvae import archive, commands, recipes
 from tfp_cvae.config import TrainConfig, default_output
 from tfp_cvae.run import Run, has_config
 
-_DESCRIPTION = "Class-conditional variational autoencoders: train, evaluate, generate, serve."
+_DESCRIPTION = (
+    "Class-conditional variational autoencoders: train, evaluate, generate, serve. --version prints the version."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,8 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 2 after a mistake of the user, 130 after Ctrl-C, 141 if nobody reads what is printed any more.
     """
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        _parse(arguments).run()
+        if words == ["--version"]:
+            print(f"tfp-cvae {tfp_cvae.__version__}")
+        else:
+            _parse(words).run()
         sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
@@ -50,9 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(arguments: Sequence[str] | None) -> Any:
+def _parse(words: list[str]) -> Any:
     """Parses the command line; a mistake becomes a ValueError, in place of the box that tyro prints."""
-    words = sys.argv[1:] if arguments is None else list(arguments)
     # The recipe, or the run to resume, decides the defaults of the other flags, and has to be known before they are
     # parsed.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
