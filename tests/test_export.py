@@ -348,6 +348,13 @@ def test_another_export_takes_the_number_meanwhile(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
 
+@pytest.mark.parametrize(("value", "error"), [(np.float32(1), TypeError), (float("nan"), ValueError)])
+def test_a_card_that_json_cannot_hold_is_refused_before_anything_is_written(tmp_path, value, error):
+    with pytest.raises(error, match="card: expected what JSON can hold, got another value"):
+        export_saved_model(model(), tmp_path / "cvae", card={"accuracy": value})
+    assert not (tmp_path / "cvae").exists()
+
+
 FULL = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -165,6 +165,36 @@ def test_flow_is_a_chain_of_real_nvp(size):
     np.testing.assert_allclose(found.log_prob(noise), expected.log_prob(noise), rtol=1e-5)
 
 
+def test_the_determinant_of_the_inverse_is_of_now_and_has_a_gradient(flow):
+    prior = flow(ONE_HOT)
+    latent = tf.constant([[0.3, -0.8], [1.2, 0.4]])
+    same = tf.identity(latent)
+    kept = [prior.bijector.inverse(each) for each in (latent, same)]
+    with tf.GradientTape() as tape:
+        tape.watch(latent)
+        log_det = prior.bijector.inverse_log_det_jacobian(latent, 1)
+    gradient = tape.gradient(log_det, latent)
+    for variable in flow.trainable_variables:
+        variable.assign(1.5 * variable)
+    moved = prior.bijector.inverse_log_det_jacobian(same, 1)
+
+    def expected(vectors):
+        """From the density, which has that of the noise and the determinant in it."""
+        prior = flow(ONE_HOT)
+        noise = prior.bijector.inverse(tf.constant(vectors, tf.float32)).numpy()
+        return prior.log_prob(tf.constant(vectors, tf.float32)) - stats.norm.logpdf(noise).sum(axis=-1)
+
+    np.testing.assert_allclose(moved, expected(latent.numpy()), atol=1e-5)
+    for variable in flow.trainable_variables:
+        variable.assign(variable / 1.5)
+    step = 1e-2 * np.eye(2, dtype=np.float32)
+    differences = [(expected(latent + each) - expected(latent - each)) / 2e-2 for each in step]
+    np.testing.assert_allclose(gradient, np.stack(differences, axis=1), atol=2e-3)
+    assert np.abs(gradient).max() > 0.05
+    assert np.abs(moved - log_det).max() > 0.05
+    del kept
+
+
 def test_a_model_with_a_flow_trains_saves_and_generates(dataset, tmp_path):
     keras.utils.set_random_seed(0)
     cvae = build_cvae(dataset.image_shape, 3, latent_size=4, width=16, prior="flow")

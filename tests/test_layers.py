@@ -1,17 +1,21 @@
 import concurrent.futures
 import gc
+import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_probability as tfp
 import tf_keras as keras
 from conftest import stripes
 from tensorflow.python.framework.func_graph import FuncGraph
+from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import distributions as tfd
 
 from tfp_cvae.bounds import evaluate_bound
 from tfp_cvae.build import build_cvae
 from tfp_cvae.data import make_dataset
+from tfp_cvae.flows import CouplingFlow
 from tfp_cvae.importance import importance_estimate
 from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag, PixelBias, SiLU
 
@@ -98,6 +102,35 @@ def test_silu():
     np.testing.assert_allclose(
         tape.gradient(activated, tensor), sigmoid + x * sigmoid * (1 - sigmoid), rtol=1e-4, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("prior", ["label", "flow"])
+def test_what_is_forgotten_makes_no_noise_when_it_goes(prior, batch, monkeypatch):
+    unraisable = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    image, one_hot = (part[:4] for part in batch)
+    model = build_cvae((8, 8, 1), 3, latent_size=2, width=4, prior=prior)
+
+    def work():
+        posterior = model.posterior(image, one_hot)
+        latent = posterior.sample(seed=1)
+        kept = posterior.log_prob(latent), model.prior(one_hot).log_prob(latent), tfb.Softplus().forward(latent)
+        importance_estimate(model, image, one_hot.argmax(axis=1), num_samples=3)
+        return len(kept)
+
+    work()
+    gc.collect()
+    assert unraisable == []
+
+
+@pytest.mark.parametrize("layer", [MultivariateNormalDiag, CouplingFlow])
+def test_a_second_kl_is_refused(layer):
+    """As in TFP's examples, whose loss is the distortion alone."""
+    regularizer = tfp.layers.KLDivergenceRegularizer(tfd.MultivariateNormalDiag(tf.zeros([2])))
+    with pytest.raises(
+        ValueError, match=r"activity_regularizer: expected none, .*, got KLDivergenceRegularizer; leave"
+    ):
+        layer(2, activity_regularizer=regularizer)
 
 
 def graphs():

@@ -101,6 +101,28 @@ def test_decode(cvae):
         cvae.decode(latent, [2, 1])
 
 
+def test_decode_has_a_gradient(cvae):
+    latent = tf.constant(np.random.default_rng(0).standard_normal((3, 4)), tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(latent)
+        total = tf.reduce_sum(cvae.decode(latent, [0, 1, 2]))
+    step = 1e-2 * np.eye(4)[0]
+    difference = tf.reduce_sum(cvae.decode(latent + step, [0, 1, 2]) - cvae.decode(latent - step, [0, 1, 2]), (1, 2, 3))
+    np.testing.assert_allclose(tape.gradient(total, latent)[:, 0], difference / 2e-2, rtol=1e-2, atol=1e-2)
+    with pytest.raises(TypeError, match="latent: expected numbers, got a symbolic tensor; in a graph use"):
+        tf.function(lambda given: cvae.decode(given, [0, 1, 2]))(latent)
+
+
+@pytest.mark.parametrize("prior", ["label", "flow"])
+def test_a_prior_without_rows_of_labels(prior):
+    model = build_cvae((8, 8, 1), 3, latent_size=2, width=4, prior=prior)
+    for given, shape in ((None, "None"), (np.array([0, 1]), r"shape \[2\]")):
+        with pytest.raises(ValueError, match=f"one_hot: expected .batch, 3., one-hot rows, got {shape}"):
+            model.prior(given)
+    with pytest.raises(ValueError, match=r"one_hot: expected .batch, 3., one-hot rows, got shape \[2\]"):
+        model.likelihood(np.zeros((4, 2, 2), np.float32), np.array([0, 1]))
+
+
 def test_likelihood_of_many_samples_is_that_of_each(cvae, batch):
     one_hot = batch[1][:6]
     latent = np.random.default_rng(0).standard_normal((2, 5, 6, 4)).astype(np.float32)

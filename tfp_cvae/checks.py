@@ -44,6 +44,8 @@ def number(name: str, value: Any, minimum: float, below: float = math.inf, *, ab
     except OverflowError:
         given = math.inf
     if not minimum <= given < below or (above and given == minimum):
+        if given == math.inf:
+            expected = expected.replace("a number", "a finite number")
         raise ValueError(f"{name}: expected {expected}, got {_shown(value)}")
     return given
 

@@ -63,7 +63,7 @@ def export_saved_model(
         The folder of the version, `base_path/N` with N one more than the highest so far.
 
     Raises:
-        TypeError: If `cvae` is not a model, or a number of another kind.
+        TypeError: If `cvae` is not a model, a number of another kind, or JSON cannot hold the card.
         ValueError: If a value is out of range, or the model gives numbers that are not finite.
         OSError: If the folder cannot be written.
     """
@@ -88,12 +88,17 @@ def export_saved_model(
         "versions": versions(),
     }
 
+    try:
+        text_of_card = json.dumps(content, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"card: expected what JSON can hold, got another value ({error})") from error
+
     def write(folder: pathlib.Path) -> None:
         try:
             tf.saved_model.save(_weights(cvae), str(folder), {**functions, "serving_default": functions["generate"]})
             extra = folder / "assets.extra"
             extra.mkdir()
-            (extra / "model_card.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+            (extra / "model_card.json").write_text(text_of_card + "\n")
             _write_warmup(extra / "tf_serving_warmup_requests", base.name, requests)
         except tf.errors.OpError as error:
             # The last part of the message is the reason; before it are temporary names.

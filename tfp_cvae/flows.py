@@ -40,7 +40,7 @@ class CouplingFlow(SerializableDistributionLambda):
         the N(0, I) that it transforms, as its own has no closed form.
 
     Raises:
-        ValueError: If `event_shape` is less than 2.
+        ValueError: If `event_shape` is less than 2, or an `activity_regularizer` is given.
     """
 
     def __init__(self, event_shape: int, depth: int = 8, width: int = 128, **kwargs: Any) -> None:
@@ -72,7 +72,15 @@ class CouplingFlow(SerializableDistributionLambda):
         loc = tf.zeros([tf.shape(one_hot)[0], self.event_shape])
         # As a function, or Keras would track the networks a second time, through the distribution that it keeps.
         couplings = _Couplings(lambda index, inputs: self.conditioners[index](inputs), self.depth, one_hot)
-        return tfd.TransformedDistribution(tfd.MultivariateNormalDiag(loc=loc), couplings)
+        return _Flow(tfd.MultivariateNormalDiag(loc=loc), couplings)
+
+
+class _Flow(tfd.TransformedDistribution):
+    """`tfd.TransformedDistribution` whose density undoes the couplings once, where that does it twice."""
+
+    def _log_prob(self, vector: tf.Tensor) -> tf.Tensor:
+        noise, log_det = self.bijector.undo(vector)
+        return self.distribution.log_prob(noise) + log_det
 
 
 class _Couplings(tfb.Bijector):
@@ -92,7 +100,6 @@ class _Couplings(tfb.Bijector):
         self._conditioner = conditioner
         self._depth = depth
         self._one_hot = one_hot
-        self._undone: tuple[tf.Tensor, tf.Tensor] | None = None
         super().__init__(forward_min_event_ndims=1, name="couplings")
 
     def _forward(self, noise: tf.Tensor) -> tf.Tensor:
@@ -104,16 +111,12 @@ class _Couplings(tfb.Bijector):
         return tf.reshape(vector, shape)
 
     def _inverse(self, vector: tf.Tensor) -> tf.Tensor:
-        noise, log_det = self._undo(vector)
-        # A density asks for the determinant next.
-        self._undone = (vector, log_det)
-        return noise
+        return self.undo(vector)[0]
 
     def _inverse_log_det_jacobian(self, vector: tf.Tensor) -> tf.Tensor:
-        undone, self._undone = self._undone, None
-        return undone[1] if undone is not None and undone[0] is vector else self._undo(vector)[1]
+        return self.undo(vector)[1]
 
-    def _undo(self, vector: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def undo(self, vector: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The noise that becomes a vector, and the log-determinant."""
         noise, one_hot, shape = self._rows(vector)
         log_det = tf.zeros([])

@@ -24,7 +24,11 @@ _UNIT_SCALE = math.log(math.expm1(1.0))
 
 
 class SerializableDistributionLambda(tfp.layers.DistributionLambda):
-    """`DistributionLambda` whose configuration is its event shape, and whose tensor value is the mean."""
+    """`DistributionLambda` whose configuration is its event shape, and whose tensor value is the mean.
+
+    Raises:
+        ValueError: If it is given an `activity_regularizer`.
+    """
 
     def __init__(
         self,
@@ -33,6 +37,12 @@ class SerializableDistributionLambda(tfp.layers.DistributionLambda):
         convert_to_tensor_fn: Any = tfd.Distribution.mean,
         **kwargs: Any,
     ) -> None:
+        if kwargs.get("activity_regularizer") is not None:
+            # As in examples of TFP, whose loss is the distortion alone.
+            raise ValueError(
+                f"activity_regularizer: expected none, as the losses of tfp_cvae have the KL already (kl_weight), got "
+                f"{type(kwargs['activity_regularizer']).__name__}; leave it out, or the KL would be counted twice"
+            )
         self.event_shape = event_shape
         kwargs = {"dtype": "float32", **kwargs}
         super().__init__(make_distribution_fn, convert_to_tensor_fn=convert_to_tensor_fn, **kwargs)
@@ -85,7 +95,7 @@ class MultivariateNormalDiag(SerializableDistributionLambda):
         `tfd.MultivariateNormalDiag` with batch shape `[batch]` and event shape `[d]`. As a tensor it is its mean.
 
     Raises:
-        ValueError: If there are not as many parameters.
+        ValueError: If there are not as many parameters, or an `activity_regularizer` is given.
     """
 
     def __init__(self, event_shape: int, **kwargs: Any) -> None:
@@ -142,7 +152,7 @@ class IndependentBernoulli(SerializableDistributionLambda):
         tensor it is its mean: pixel probabilities in [0, 1].
 
     Raises:
-        ValueError: If there are not as many parameters.
+        ValueError: If there are not as many parameters, or an `activity_regularizer` is given.
     """
 
     def __init__(self, event_shape: Sequence[int], **kwargs: Any) -> None:
@@ -177,7 +187,7 @@ class OneHotCategorical(SerializableDistributionLambda):
         the probabilities.
 
     Raises:
-        ValueError: If there are not as many parameters.
+        ValueError: If there are not as many parameters, or an `activity_regularizer` is given.
     """
 
     def __init__(self, event_shape: int, **kwargs: Any) -> None:
@@ -264,4 +274,9 @@ def clear_bijector_cache() -> None:
     distributions, and an entry whose tensors belong to a graph keeps that graph for ever. What is forgotten is computed
     again when it is asked for.
     """
-    tfb.Bijector._cache.storage.clear()
+    storage = tfb.Bijector._cache.storage
+    # An entry deletes itself when one of its tensors goes, which is an error once it is not there any more.
+    for key, (inputs, outputs, *_) in list(storage.items()):
+        for reference in (key, inputs, outputs):
+            reference.cancel()
+    storage.clear()

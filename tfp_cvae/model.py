@@ -118,7 +118,7 @@ class CVAE(CheckedModel):
         """
         if self.prior_network is None:
             return tfd.MultivariateNormalDiag(loc=tf.zeros([self.latent_size]))
-        return self.prior_network(one_hot)
+        return self.prior_network(_checked_one_hot(one_hot, self.prior_network.inputs[0].shape[-1]))
 
     def likelihood(self, latent: tf.Tensor, one_hot: tf.Tensor | None = None) -> tfd.Distribution:
         """Likelihood p(x|z,y).
@@ -137,6 +137,7 @@ class CVAE(CheckedModel):
         # The decoder takes one batch dimension: fold the others into it, and unfold the logits.
         batch_shape = tf.shape(latent)[:-1]
         if one_hot is not None:
+            one_hot = _checked_one_hot(one_hot, self.num_classes)
             one_hot = tf.broadcast_to(one_hot, tf.concat([batch_shape, tf.shape(one_hot)[-1:]], axis=0))
             one_hot = tf.reshape(one_hot, [-1, one_hot.shape[-1]])
         flat = self.decoder(_network_inputs(self.decoder, tf.reshape(latent, [-1, self.latent_size]), one_hot))
@@ -231,21 +232,25 @@ class CVAE(CheckedModel):
         return self.likelihood(latent, one_hot).mean()
 
     def decode(self, latent: Any, label: Any = None) -> tf.Tensor:
-        """Images of given latents: the mean of p(x|z,y).
+        """Images of given latents: the mean of p(x|z,y), with a gradient where the latent is a tensor.
 
         Args:
-            latent: `[n, latent_size]` float.
+            latent: `[n, latent_size]` float: numbers, not a symbol in a graph, for which there is `likelihood`.
             label: Class of each image, integer or `[n]` integers in [0, num_classes); None without classes.
 
         Returns:
             Pixel probabilities, `[n, height, width, channels]` float32 in [0, 1].
 
         Raises:
-            TypeError: If label is not an integer.
+            TypeError: If label is not an integer, or latent is symbolic.
             ValueError: If latent or label has the wrong shape or range.
         """
-        latent = checks.finite("latent", latent, self.latent_size)
-        return self.likelihood(latent, self.one_hot(label, len(latent))).mean()
+        if tf.is_symbolic_tensor(latent):
+            raise TypeError(
+                "latent: expected numbers, got a symbolic tensor; in a graph use cvae.likelihood(latent, one_hot)"
+            )
+        count = len(checks.finite("latent", latent, self.latent_size))
+        return self.likelihood(latent, self.one_hot(label, count)).mean()
 
     def one_hot(self, label: Any, count: int) -> tf.Tensor | None:
         """One-hot rows for the networks.
@@ -358,12 +363,14 @@ class CVAE(CheckedModel):
 def _network_inputs(network: keras.Model, tensor: tf.Tensor, one_hot: tf.Tensor | None) -> Any:
     if len(network.inputs) == 1:
         return tensor
-    width = network.inputs[1].shape[-1]
-    if one_hot is not None:
-        one_hot = tf.cast(one_hot, tf.float32)
+    return [tensor, _checked_one_hot(one_hot, network.inputs[1].shape[-1])]
+
+
+def _checked_one_hot(one_hot: Any, width: int) -> tf.Tensor:
+    one_hot = None if one_hot is None else tf.cast(one_hot, tf.float32)
     if one_hot is None or one_hot.shape.rank not in (None, 2):
         got = "None" if one_hot is None else f"shape {one_hot.shape.as_list()}"
         raise ValueError(
             f"one_hot: expected [batch, {width}], one-hot rows, got {got}; cvae.one_hot(label, batch) makes them"
         )
-    return [tensor, one_hot]
+    return one_hot
