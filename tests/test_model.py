@@ -39,6 +39,44 @@ def test_own_networks(batch, encoder_labels):
     assert losses[-1] < losses[0]
 
 
+def with_random_layers(network):
+    """The same network, its images moved at random and some of its numbers dropped, in training."""
+    (image, *rest), last = network.inputs, network.layers[-1]
+    given = keras.Input(image.shape[1:])
+    random = keras.layers.GaussianDropout(0.5)(given)
+    if len(image.shape) == 4:
+        # The layers of Keras that change images do so unless they are told not to.
+        random = keras.layers.RandomTranslation(0.3, 0.3)(random)
+    inner = keras.Model(network.inputs, network.layers[-2].output)
+    outer = type(last).from_config({**last.get_config(), "name": "outer"})(inner([random, *rest]))
+    return keras.Model([given, *rest], outer)
+
+
+def test_layers_that_are_random_in_training_rest_else(batch):
+    image, one_hot = batch
+    nets = custom_networks()
+    plain, model = CVAE(*nets), CVAE(*map(with_random_layers, nets))
+    label = one_hot.argmax(axis=1)
+    for work in (
+        lambda model: model.predict(batch, verbose=0),
+        lambda model: model.reconstruct(image, label, seed=3),
+        lambda model: model.generate(label, seed=3),
+        lambda model: model.posterior(image, one_hot).mean(),
+        lambda model: model(batch).likelihood.log_prob(image),
+        lambda model: model.likelihood(model.posterior(image, one_hot).mean()[tf.newaxis], one_hot).mean(),
+    ):
+        np.testing.assert_allclose(work(model), work(plain), atol=1e-4)
+    moved = model.posterior(image, one_hot, training=True).mean()
+    assert np.abs(moved - plain.posterior(image, one_hot).mean()).max() > 0.1
+    latent = np.ones((len(image), 2), np.float32)
+    dropped = model.likelihood(latent, one_hot, training=True).mean()
+    assert np.abs(dropped - plain.likelihood(latent, one_hot).mean()).max() > 0.01
+    # A step of training has both.
+    step = model(batch, training=True)
+    assert np.abs(step.posterior.mean() - plain.posterior(image, one_hot).mean()).max() > 0.1
+    assert np.abs(step.likelihood.mean()[0] - plain.likelihood(step.latent[0], one_hot).mean()).max() > 0.01
+
+
 def test_five_lines_of_keras(dataset):
     cvae = build_cvae(dataset.image_shape, dataset.num_classes, latent_size=4)
     cvae.compile(optimizer="adam", loss=NegativeELBO(), metrics=[ELBO(), Rate(), Distortion()])
@@ -576,6 +614,73 @@ def test_networks_that_do_not_fit():
         CVAE(keras.Model(encoder.inputs, keras.layers.Dense(2)(encoder.layers[-2].output)), decoder)
     with pytest.raises(TypeError, match="decoder: expected an output of the layer IndependentBernoulli"):
         CVAE(encoder, keras.Model(decoder.inputs, decoder.layers[-2].output))
+    two = [encoder.layers[-2].output, encoder.output]
+    with pytest.raises(ValueError, match="encoder: expected one output, of the layer MultivariateNormalDiag, got 2"):
+        CVAE(keras.Model(encoder.inputs, two), decoder)
+    vector = keras.Input((64,))
+    flat = keras.Model(vector, MultivariateNormalDiag(2)(keras.layers.Dense(4)(vector)))
+    with pytest.raises(ValueError, match=r"encoder: expected images \[height, width, channels\], got \[64\]"):
+        CVAE(flat, decoder)
+
+
+def test_the_output_counts_and_not_the_last_layer(batch):
+    """It may be that of a network inside, or have a loss that was added to it."""
+    encoder, decoder = custom_networks()
+    image, one_hot = keras.Input((8, 8, 1)), keras.Input((3,))
+    outer = keras.Model([image, one_hot], encoder([image, one_hot]))
+    outer.add_loss(1000 + tf.reduce_mean(image))
+    model = CVAE(outer, decoder)
+    model.compile("adam", NegativeELBO(), metrics=[ELBO()])
+    found = model.evaluate(batch, batch[0], batch_size=len(batch[0]), verbose=0, return_dict=True)
+    np.testing.assert_allclose(found["loss"] + found["elbo"], 1000 + batch[0].mean(), rtol=1e-5)
+    np.testing.assert_array_equal(model.posterior(*batch).mean(), encoder(list(batch)).mean())
+
+
+@keras.saving.register_keras_serializable("test_model")
+class WithCompileOfItsOwn(CVAE):
+    def compile(self, weight, **kwargs):
+        super().compile("adam", NegativeELBO(kl_weight=weight), **kwargs)
+
+
+def test_a_subclass_may_compile_in_its_own_way(tmp_path, batch):
+    model = WithCompileOfItsOwn(*custom_networks())
+    model.compile(0.5)
+    model.fit(batch, batch[0], verbose=0)
+    model.save(tmp_path / "own.keras")
+    loaded = keras.models.load_model(tmp_path / "own.keras")
+    assert loaded.loss.get_config()["kl_weight"] == 0.5
+    for each in (model, loaded):
+        each.fit(batch, batch[0], shuffle=False, verbose=0)
+    for one, other in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("argument", ["metrics", "weighted_metrics"])
+def test_metrics_of_another_kind_are_refused(cvae, argument):
+    with pytest.raises(TypeError, match=r"metrics: expected one of tf_keras, got keras.*MeanSquaredError; tf.keras"):
+        cvae.compile("adam", NegativeELBO(), **{argument: [keras_3.metrics.MeanSquaredError()]})
+    with pytest.raises(
+        TypeError, match=r"metrics: expected an instance, got the class ELBO; add parentheses: ELBO\(\)"
+    ):
+        cvae.compile("adam", NegativeELBO(), **{argument: [ELBO]})
+
+
+class Loader(keras.utils.Sequence):
+    """With attributes of names that data sets of this package have, too."""
+
+    def __init__(self, batch):
+        self.train, self.batches, self.batch = True, 1, batch
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return self.batch, self.batch[0]
+
+
+def test_a_sequence_may_have_attributes_of_any_name(cvae, batch):
+    cvae.compile("adam", NegativeELBO())
+    assert np.isfinite(cvae.fit(Loader(batch), verbose=0).history["loss"][0])
 
 
 def test_parameters_of_unknown_number():

@@ -103,6 +103,31 @@ def stacked_log_weights(m2, image, one_hot):
     return log_likelihood + log_prior.sum(axis=-1) - log_posterior
 
 
+@pytest.mark.parametrize("m2", [(1, False)], indirect=True)
+def test_layers_that_move_images_in_training_rest_else(m2, batch):
+    """In the networks of one's own that read images, with a loss that one of them has for itself, too."""
+    image, one_hot = (part[:6] for part in batch)
+
+    def moved(network, *others):
+        given = keras.Input((8, 8, 1))
+        inner = keras.layers.RandomTranslation(0.4, 0.4)(given)
+        return keras.Model([given, *others] if others else given, network([inner, *others] if others else inner))
+
+    encoder = moved(m2.encoder, keras.Input((3,)))
+    encoder.add_loss(1000 + tf.reduce_mean(encoder.inputs[0]))
+    model = SemiSupervisedCVAE(encoder, m2.decoder, moved(m2.classifier), m2.prior_network)
+    np.testing.assert_allclose(model.classify_fast(image), m2.classify_fast(image), rtol=1e-5)
+    bounds = [objectives.elbo(tf.constant(image), each((image, one_hot))) for each in (model, m2)]
+    np.testing.assert_allclose(*bounds, rtol=1e-5)
+    pixels = [each.predict((image, one_hot), verbose=0) for each in (model, m2)]
+    np.testing.assert_allclose(*pixels, rtol=1e-5)
+    trained = model((image, one_hot), training=True)
+    assert np.abs(trained.label_posterior.mean() - m2.classify_fast(image)).max() > 0.01
+    assert np.abs(objectives.elbo(tf.constant(image), trained) - bounds[1]).max() > 0.1
+    model.compile("adam", SemiSupervisedNegativeELBO())
+    assert model.fit((image, one_hot), image, verbose=0).history["loss"][0] > 1000
+
+
 @pytest.mark.parametrize("m2", [(3, True)], indirect=True)
 def test_m2_stands_on_the_latent_of_m1(m2, batch):
     image, label = batch[0][:6], np.arange(6) % 3

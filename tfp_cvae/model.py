@@ -94,23 +94,25 @@ class CVAE(CheckedModel):
         )
         self.built = True
 
-    def posterior(self, image: tf.Tensor, one_hot: tf.Tensor | None = None) -> tfd.Distribution:
+    def posterior(self, image: tf.Tensor, one_hot: tf.Tensor | None = None, training: bool = False) -> tfd.Distribution:
         """Approximate posterior q(z|x,y).
 
         Args:
             image: `[batch, height, width, channels]` float32, in [0, 1].
             one_hot: `[batch, num_classes]` float32, one-hot or a convex mixture; None without classes.
+            training: Whether layers such as dropout and random deformations are as in training.
 
         Returns:
             `tfd.MultivariateNormalDiag`, batch shape `[batch]`, event shape `[latent_size]`.
         """
-        return self.encoder(_network_inputs(self.encoder, image, one_hot))
+        return self.encoder(_network_inputs(self.encoder, image, one_hot), training=training)
 
-    def prior(self, one_hot: tf.Tensor | None = None) -> tfd.Distribution:
+    def prior(self, one_hot: tf.Tensor | None = None, training: bool = False) -> tfd.Distribution:
         """Prior p(z|y).
 
         Args:
             one_hot: `[batch, num_classes]` float32; may be None if the prior does not depend on it.
+            training: As for `posterior`.
 
         Returns:
             `tfd.MultivariateNormalDiag`, or what else the prior network returns: event shape `[latent_size]`; batch
@@ -118,14 +120,18 @@ class CVAE(CheckedModel):
         """
         if self.prior_network is None:
             return tfd.MultivariateNormalDiag(loc=tf.zeros([self.latent_size]))
-        return self.prior_network(_checked_one_hot(one_hot, self.prior_network.inputs[0].shape[-1]))
+        one_hot = _checked_one_hot(one_hot, self.prior_network.inputs[0].shape[-1])
+        return self.prior_network(one_hot, training=training)
 
-    def likelihood(self, latent: tf.Tensor, one_hot: tf.Tensor | None = None) -> tfd.Distribution:
+    def likelihood(
+        self, latent: tf.Tensor, one_hot: tf.Tensor | None = None, training: bool = False
+    ) -> tfd.Distribution:
         """Likelihood p(x|z,y).
 
         Args:
             latent: `[..., batch, latent_size]` float32.
             one_hot: `[batch, num_classes]` float32; None without classes.
+            training: As for `posterior`.
 
         Returns:
             `tfd.Independent(tfd.Bernoulli)`, batch shape `[..., batch]`, event shape `[height, width, channels]`. With
@@ -133,14 +139,15 @@ class CVAE(CheckedModel):
         """
         latent = tf.cast(latent, tf.float32)
         if latent.shape.rank == 2:
-            return self.decoder(_network_inputs(self.decoder, latent, one_hot))
+            return self.decoder(_network_inputs(self.decoder, latent, one_hot), training=training)
         # The decoder takes one batch dimension: fold the others into it, and unfold the logits.
         batch_shape = tf.shape(latent)[:-1]
         if one_hot is not None:
             one_hot = _checked_one_hot(one_hot, self.num_classes)
             one_hot = tf.broadcast_to(one_hot, tf.concat([batch_shape, tf.shape(one_hot)[-1:]], axis=0))
             one_hot = tf.reshape(one_hot, [-1, one_hot.shape[-1]])
-        flat = self.decoder(_network_inputs(self.decoder, tf.reshape(latent, [-1, self.latent_size]), one_hot))
+        rows = tf.reshape(latent, [-1, self.latent_size])
+        flat = self.decoder(_network_inputs(self.decoder, rows, one_hot), training=training)
         logits = flat.tensor_distribution.distribution.logits_parameter()
         logits = tf.reshape(logits, tf.concat([batch_shape, self.image_shape], axis=0))
         return independent_bernoulli(logits)
@@ -159,20 +166,25 @@ class CVAE(CheckedModel):
             ValueError: If image or one_hot is missing or has the wrong shape.
         """
         image, one_hot = self.checked_inputs(inputs)
-        posterior = self.posterior(image, one_hot)
-        return self.infer(posterior, one_hot, self.noise(image, self.num_samples * self.latent_size, training))
+        posterior = self.posterior(image, one_hot, training)
+        noise = self.noise(image, self.num_samples * self.latent_size, training)
+        return self.infer(posterior, one_hot, noise, training)
 
-    def infer(self, posterior: tfd.Distribution, one_hot: tf.Tensor | None, noise: tf.Tensor) -> CVAEOutput:
+    def infer(
+        self, posterior: tfd.Distribution, one_hot: tf.Tensor | None, noise: tf.Tensor, training: bool = False
+    ) -> CVAEOutput:
         """Samples and decodes, with the standard normal noise of the latent samples.
 
         Args:
             posterior: q(z|x,y), batch shape `[batch]`, event shape `[latent_size]`.
             one_hot: `[batch, num_classes]` float32; None without classes.
             noise: `[batch, num_samples * latent_size]` float32.
+            training: As for `posterior`.
         """
         noise = tf.transpose(tf.reshape(noise, [-1, self.num_samples, self.latent_size]), [1, 0, 2])
         latent = posterior.mean() + posterior.stddev() * noise
-        return CVAEOutput(posterior, self.prior(one_hot), latent, self.likelihood(latent, one_hot))
+        prior, likelihood = self.prior(one_hot, training), self.likelihood(latent, one_hot, training)
+        return CVAEOutput(posterior, prior, latent, likelihood)
 
     def generate(self, label: Any = None, seed: Any = 0) -> tf.Tensor:
         """Generates images of given classes: p(x|z,y) with z ~ p(z|y).

@@ -38,12 +38,13 @@ class CheckedModel(keras.Model):
         Args:
             optimizer: As of `keras.Model.compile`.
             loss: `NegativeELBO` or `NegativeIWAE`, or a loss of your own that takes image and `CVAEOutput`.
-            *args: Of `keras.Model.compile`.
+            *args: Of `keras.Model.compile`. A metric that is a function is given the mean image, as by Keras; one that
+                reads the whole `CVAEOutput` is a subclass of `keras.metrics.Mean` with an `update_state`.
             **kwargs: Of `keras.Model.compile`.
 
         Raises:
-            TypeError: If the optimizer is not one of `tf_keras`, there is more than one loss, or a class stands in the
-                place of a loss or metric.
+            TypeError: If the optimizer or a metric is not one of `tf_keras`, there is more than one loss, or a class
+                stands in the place of a loss or metric.
             ValueError: If the loss is one of Keras, which sees the mean image alone, or networks in float16 are trained
                 without scaling of the loss.
         """
@@ -67,17 +68,24 @@ class CheckedModel(keras.Model):
                 "optimizer: expected tf_keras.mixed_precision.LossScaleOptimizer for networks in float16, whose "
                 f"gradients vanish without it, got {optimizer!r}; or make them under the policy mixed_bfloat16"
             )
-        for part in tf.nest.flatten([loss, args[:1], kwargs.get("metrics")]):
+        for part in tf.nest.flatten([loss, args[:1], kwargs.get("metrics"), kwargs.get("weighted_metrics")]):
+            name = "loss" if part is loss else "metrics"
             if isinstance(part, type):
-                name, kind = "loss" if part is loss else "metrics", part.__name__
+                kind = part.__name__
                 raise TypeError(f"{name}: expected an instance, got the class {kind}; add parentheses: {kind}()")
+            if type(part).__module__.split(".")[0] == "keras":
+                raise TypeError(
+                    f"{name}: expected one of tf_keras, got {type(part).__module__}.{type(part).__name__}; "
+                    f"tf.keras is Keras 3 here, so use tf_keras.metrics.{type(part).__name__}"
+                )
         super().compile(optimizer, loss, *args, **kwargs)
         parts = [(type(part).__name__, _settings(part)) for part in (self.optimizer, loss)]
         self.compiled_with = json.dumps(parts, default=_plain)
 
     def compile_from_config(self, config: Any) -> None:
         """Compiles as `keras.Model.compile_from_config`, which leaves out a model that overrides `compile`."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
+        # That of a subclass may take other arguments, while these are those of this one.
+        CheckedModel.compile(self, **keras.saving.deserialize_keras_object(config))
         self.build_optimizer()
 
     def build_optimizer(self) -> None:
@@ -258,13 +266,19 @@ def checked_network(name: str, network: Any, first: str, *outputs: Any) -> tuple
             f"{name}: expected a functional Keras model (tf_keras.Model(inputs, outputs)) with the inputs {first} or "
             f"[{first}, one_hot], got {type(network).__module__}.{type(network).__name__}"
         )
-    last = network.layers[-1]
+    expected = " or ".join(kind.__name__ for kind in outputs)
+    if len(network.outputs) != 1:
+        raise ValueError(f"{name}: expected one output, of the layer {expected}, got {len(network.outputs)}")
+    last = network
+    while isinstance(last, keras.Model) and getattr(last, "inputs", None):
+        last = last.outputs[0]._keras_history.layer
     if not isinstance(last, outputs):
-        expected = " or ".join(kind.__name__ for kind in outputs)
         raise TypeError(f"{name}: expected an output of the layer {expected}, got {type(last).__name__}")
     shapes = [tuple(tensor.shape[1:]) for tensor in network.inputs]
     if len(shapes) > 2 or None in shapes[0] or (len(shapes) == 2 and len(shapes[1]) != 1):
         raise ValueError(f"{name}: expected the inputs {first} or [{first}, one_hot] of known shape, got {shapes}")
+    if first == "image" and len(shapes[0]) != 3:
+        raise ValueError(f"{name}: expected images [height, width, channels], got {list(shapes[0])}; reshape them")
     return shapes[0], (shapes[1][0] if len(shapes) == 2 else 0), last.event_shape
 
 
@@ -287,8 +301,9 @@ def checked_dataset(data: Any, takes_unlabelled: bool = False, *, with_target: b
     Images are to be in [0, 1], those that are given again as the target as well, and rows of labels to be in [0, 1],
     too, and to sum to 1; or, if images without label are taken, to be one-hot or 0.
     """
-    for attribute, use in (("batches", "its method batches, as in batches(128)"), ("train", "train.batches(128)")):
-        if hasattr(data, attribute):
+    uses = {"its method batches, as in batches(128)": data, "train.batches(128)": getattr(data, "train", None)}
+    for use, part in uses.items():
+        if callable(getattr(part, "batches", None)):
             raise TypeError(f"x: expected batches, got {data!r}; use {use}")
     if not takes_unlabelled and "labelled_per_batch" in getattr(getattr(data, "epochs", None), "settings", ()):
         raise ValueError(

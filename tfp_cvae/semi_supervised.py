@@ -67,16 +67,17 @@ class SemiSupervisedCVAE(CVAE):
         self.deformation = checks.number("deformation", deformation, 0)
         self._posterior_given_each_label = _given_each_label(encoder, self.num_classes)
 
-    def label_posterior(self, image: tf.Tensor) -> tfd.Distribution:
+    def label_posterior(self, image: tf.Tensor, training: bool = False) -> tfd.Distribution:
         """Approximate posterior of the label, q(y|x).
 
         Args:
             image: `[batch, height, width, channels]` float32, in [0, 1].
+            training: As for `posterior`.
 
         Returns:
             `tfd.OneHotCategorical`, batch shape `[batch]`, event shape `[num_classes]`.
         """
-        return self.classifier(image)
+        return self.classifier(image, training=training)
 
     def classify_fast(self, image: Any) -> np.ndarray:
         """Classifies images by q(y|x).
@@ -114,26 +115,26 @@ class SemiSupervisedCVAE(CVAE):
         num_latent = self.num_samples * self.latent_size
         deforms = training and self.deformation > 0
         noise = self.noise(image, num_latent + (augmentation.NUM_RANDOM if deforms else 0), training)
-        given_each_label = self._given_each_label(image, noise[:, :num_latent])
+        given_each_label = self._given_each_label(image, noise[:, :num_latent], training)
         if deforms:
             image = augmentation.deform(image, self.deformation * noise[:, num_latent:])
-        return SemiSupervisedOutput(one_hot, self.label_posterior(image), given_each_label)
+        return SemiSupervisedOutput(one_hot, self.label_posterior(image, training), given_each_label)
 
     def predict_step(self, data: Any) -> tf.Tensor:
         """Pixel probabilities at the posterior mean, under the labels as q(y|x) weighs them where there is none."""
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         image, one_hot = self.checked_inputs(x)
         each_label = self._each_label(image)
-        posterior = self._posterior_given_each_label(image, each_label)
+        posterior = self._posterior_given_each_label(image, each_label, False)
         latent = posterior.mean()[tf.newaxis]
         at_mean = CVAEOutput(posterior, self.prior(each_label), latent, self.likelihood(latent, each_label))
         return SemiSupervisedOutput(one_hot, self.label_posterior(image), at_mean).mean_image()
 
-    def _given_each_label(self, image: tf.Tensor, noise: tf.Tensor) -> CVAEOutput:
+    def _given_each_label(self, image: tf.Tensor, noise: tf.Tensor, training: bool) -> CVAEOutput:
         """Output of the CVAE under each label, with the same noise, as the bounds under them are compared."""
         one_hot = self._each_label(image)
-        posterior = self._posterior_given_each_label(image, one_hot)
-        return self.infer(posterior, one_hot, tf.repeat(noise, self.num_classes, axis=0))
+        posterior = self._posterior_given_each_label(image, one_hot, training)
+        return self.infer(posterior, one_hot, tf.repeat(noise, self.num_classes, axis=0), training)
 
     def _each_label(self, image: tf.Tensor) -> tf.Tensor:
         """The label of each row of `SemiSupervisedOutput.given_each_label`, one-hot."""
@@ -152,8 +153,10 @@ class SemiSupervisedCVAE(CVAE):
         return super().from_config({**config, "classifier": classifier}, custom_objects)
 
 
-def _given_each_label(encoder: keras.Model, num_classes: int) -> Callable[[tf.Tensor, tf.Tensor], tfd.Distribution]:
-    """Function from images, and one-hot labels of `num_classes` rows for each, to q(z|x,y) of each row.
+def _given_each_label(
+    encoder: keras.Model, num_classes: int
+) -> Callable[[tf.Tensor, tf.Tensor, bool], tfd.Distribution]:
+    """Function from images, one-hot labels of `num_classes` rows for each, and `training` to q(z|x,y) of each row.
 
     What reads the image alone is computed once for all labels. Keras would track attributes of the model a second time,
     and so this is a function.
@@ -163,7 +166,7 @@ def _given_each_label(encoder: keras.Model, num_classes: int) -> Callable[[tf.Te
         return tf.repeat(tensor, num_classes, axis=0)
 
     if len(encoder.inputs) == 1:
-        return lambda image, one_hot: encoder(rows(image))
+        return lambda image, one_hot, training: encoder(rows(image), training=training)
     image, one_hot = encoder.inputs
     with_label, shared = {id(one_hot)}, {}
     # The nodes of this model, from its inputs on; its layers also have those of other models that they are part of.
@@ -172,9 +175,16 @@ def _given_each_label(encoder: keras.Model, num_classes: int) -> Callable[[tf.Te
             if with_label.intersection(map(id, node.keras_inputs)):
                 with_label.update(map(id, tf.nest.flatten(node.outputs)))
                 shared.update({id(tensor): tensor for tensor in node.keras_inputs})
-    if id(encoder.output) not in with_label:
-        return lambda image, one_hot: encoder([rows(image), one_hot])
+    added = any(type(layer).__name__ in ("AddLoss", "AddMetric") for layer in encoder.layers)
+    if added or id(encoder.output) not in with_label:
+        # What was added belongs to the encoder as a whole.
+        return lambda image, one_hot, training: encoder([rows(image), one_hot], training=training)
     alone = [tensor for key, tensor in shared.items() if key not in with_label]
     first = keras.Model(image, alone)
     rest = keras.Model([*alone, one_hot], encoder.output)
-    return lambda image, one_hot: rest([*map(rows, tf.nest.flatten(first(image))), one_hot])
+
+    def split(image: tf.Tensor, one_hot: tf.Tensor, training: bool) -> tfd.Distribution:
+        read = tf.nest.flatten(first(image, training=training))
+        return rest([*map(rows, read), one_hot], training=training)
+
+    return split
