@@ -489,11 +489,30 @@ def test_own_batches_that_are_changed_are_checked(cvae, dataset):
         cvae.fit(spoilt, verbose=0)
 
 
+@pytest.mark.parametrize("method", ["fit", "evaluate", "predict"])
+@pytest.mark.parametrize("kind", [iter, Parts])
+def test_batches_of_generators_and_sequences_are_checked(cvae, batch, method, kind):
+    """The first of them before anything is done; images in [-1, 1] would have a positive bound."""
+    image, one_hot = (part[:40] for part in batch)
+    cvae.compile("adam", loss=NegativeELBO())
+
+    def source(inputs):
+        return Parts(inputs) if kind is Parts else iter([Parts(inputs)[index] for index in range(2)])
+
+    for inputs, message in (
+        ((2 * image - 1, one_hot), r"image: expected values in \[0, 1\], got -1"),
+        ((255 * image, one_hot), r"image: expected values in \[0, 1\], got 0.* divide grey values by 255"),
+        ((image, 0 * one_hot), "one_hot: expected rows that sum to 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            getattr(cvae, method)(source(inputs), verbose=0)
+
+
 def test_labels_in_the_place_of_the_image_of_a_generator_are_refused():
     vae = build_cvae((8, 8, 1), 0, latent_size=2, width=8)
     vae.compile("adam", loss=NegativeELBO())
     labels = np.float32([0, 1, 1, 0, 1, 1])[:, None, None, None]
-    with pytest.raises(tf.errors.InvalidArgumentError, match="not compatible with expected shape"):
+    with pytest.raises(ValueError, match=r"y \(the image again\): expected shape \[n, 8, 8, 1\], got \[6, 1, 1, 1\]"):
         vae.fit(((IMAGE, labels) for _ in range(2)), verbose=0)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,7 @@ class CheckedModel(keras.Model):
         """Trains as `keras.Model.fit` does, after a check of what is given.
 
         Args:
-            x: `(image, one_hot)` arrays, or `image` without classes; or a `tf.data.Dataset` of
+            x: `(image, one_hot)` arrays, or `image` without classes; or a `tf.data.Dataset`, `Sequence` or generator of
                 `((image, one_hot), image)`.
             y: `image` again, with arrays.
             batch_size: As of `keras.Model.fit`, and so are the others.
@@ -143,11 +144,11 @@ class CheckedModel(keras.Model):
                 f"{class_weight!r:.80}; give sample_weight, one for each image"
             )
         self._check_arrays(x, y)
-        x = checked_dataset(x, self.takes_unlabelled)
+        x = self._checked_batches(x)
         if isinstance(validation_data, (tuple, list)):
             self._check_arrays(*validation_data[:2])
         elif validation_data is not None:
-            validation_data = checked_dataset(validation_data, self.takes_unlabelled)
+            validation_data = self._checked_batches(validation_data)
         check_callbacks(callbacks)
         # Where the last `fit` ended with an exception, Keras would validate on its data again.
         self._eval_data_handler = None
@@ -170,7 +171,7 @@ class CheckedModel(keras.Model):
         # `fit` validates through this method too, with what it has checked itself.
         if "_use_cached_eval_dataset" not in kwargs:
             self._check_arrays(x, y)
-            x = checked_dataset(x, self.takes_unlabelled)
+            x = self._checked_batches(x)
             check_callbacks(callbacks)
         return super().evaluate(x, y, batch_size, verbose, sample_weight, steps, callbacks, **kwargs)
 
@@ -185,7 +186,7 @@ class CheckedModel(keras.Model):
     ) -> Any:
         """Reconstructs images at the posterior mean, as `reconstruct`, after the checks of `fit`."""
         self._check_inputs(x)
-        x = checked_dataset(x, self.takes_unlabelled, with_target=False)
+        x = self._checked_batches(x, with_target=False)
         check_callbacks(callbacks)
         return super().predict(x, batch_size, verbose, steps, callbacks, **kwargs)
 
@@ -254,9 +255,45 @@ class CheckedModel(keras.Model):
                 raise ValueError("y: expected the image again, as in fit((image, one_hot), image), got None")
             checks.unit_interval("y (the image again)", np.asarray(y), self.image_shape)
 
+    def _checked_batches(self, data: Any, *, with_target: bool = True) -> Any:
+        """What Keras takes batches from, which stops with an error at one that is out of range."""
+
+        def checked(batch: Any) -> Any:
+            x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            if with_target:
+                self._check_arrays(x, y)
+            else:
+                self._check_inputs(x)
+            return batch
+
+        if isinstance(data, keras.utils.Sequence):
+            return _CheckedSequence(data, checked)
+        return (
+            map(checked, data)
+            if isinstance(data, Iterator)
+            else checked_dataset(data, self.takes_unlabelled, with_target)
+        )
+
     def _input_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
         """Name and shape, without the batch, of each input of the model."""
         return [("image", self.image_shape), *([("one_hot", (self.num_classes,))] if self.num_classes else [])]
+
+
+class _CheckedSequence(keras.utils.Sequence):
+    """A `Sequence` whose batches go through a check."""
+
+    def __init__(self, sequence: keras.utils.Sequence, check: Callable[[Any], Any]) -> None:
+        self._sequence = sequence
+        self._check = check
+
+    def __len__(self) -> int:
+        return len(self._sequence)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._check(self._sequence[index])
+
+    def on_epoch_end(self) -> None:
+        self._sequence.on_epoch_end()
 
 
 def checked_network(name: str, network: Any, first: str, *outputs: Any) -> tuple[tuple[int, ...], int, Any]:
@@ -295,7 +332,7 @@ def check_separate(**networks: keras.Model | None) -> None:
                 )
 
 
-def checked_dataset(data: Any, takes_unlabelled: bool = False, *, with_target: bool = True) -> Any:
+def checked_dataset(data: Any, takes_unlabelled: bool, with_target: bool) -> Any:
     """A `tf.data.Dataset` that stops with an error at an input that is out of range; anything else as it is.
 
     Images are to be in [0, 1], those that are given again as the target as well, and rows of labels to be in [0, 1],
