@@ -53,7 +53,7 @@ def test_what_they_reached_is_in_the_results():
     with (RESULTS / "few-labels.csv").open(newline="") as lines:
         few = list(csv.DictReader(lines))
     for name, (begin, choices) in {
-        "few-labels": ("m2-100-", 5),
+        "few-labels": ("thirty-100-", 5),
         "m1": ("m1-100-", 5),
         "m1+m2": ("m1m2-100-", 1),
     }.items():
