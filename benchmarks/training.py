@@ -30,6 +30,8 @@ import sys
 import tempfile
 import time
 
+from peers import work
+
 PEERS = {
     "mlp": {
         "tfp_cvae": ("package.py", ""),
@@ -97,7 +99,7 @@ class Peer:
         if not line:
             self.process.wait()
             self.errors.seek(0)
-            raise SystemExit(f"error: {self.words[1]} has ended: {self.errors.read().splitlines()[-1:]}")
+            raise SystemExit(f"error: {self.words[1]}: exit status {self.process.returncode}\n{self.errors.read()}")
         return json.loads(line)
 
     def close(self):
@@ -132,15 +134,23 @@ def main():
     if given.until:
         able = [name for name, peer in known.items() if not set(MEASURE_NO_TEST) & set(peer)]
         check_peers(parser, "--until", given.peers, able)
-    flags = ["--dataset", given.dataset, "--batch-size", str(given.batch_size), "--network", given.network]
 
     from tfp_cvae.sources import load_dataset
 
-    count = len(load_dataset(given.dataset).train) // given.batch_size * given.batch_size
-    peers = {name: Peer(*known[name], flags) for name in given.peers}
-    if given.until:
-        train_until(peers, sorted(given.until))
-        return
+    data = load_dataset(given.dataset)
+    with tempfile.TemporaryDirectory() as folder:
+        arrays = f"{folder}/arrays.npz"
+        work.save(data, arrays)
+        flags = ["--dataset", given.dataset, "--batch-size", given.batch_size, "--network", given.network]
+        peers = {name: Peer(*known[name], [*flags, "--arrays", arrays]) for name in given.peers}
+        if given.until:
+            train_until(peers, sorted(given.until))
+        else:
+            train_in_turn(peers, len(data.train) // given.batch_size * given.batch_size, given)
+
+
+def train_in_turn(peers, count, given):
+    """Trains each for an epoch of as many images at a time, and prints how fast they were."""
     found, first, memory = {name: [] for name in peers}, {}, {}
     print("round,name,images_per_second,loss")
     for number in range(1 - given.warm_up, given.rounds + 1):

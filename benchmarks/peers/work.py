@@ -61,7 +61,8 @@ class Work:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--dataset", default="mnist")
+    parser.add_argument("--dataset", default="mnist", help="what this package loads")
+    parser.add_argument("--arrays", help="what `save` has written of it, for the others")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--network", choices=WIDTHS, default="mlp")
     parser.add_argument("--width", type=int)
@@ -72,19 +73,29 @@ def arguments() -> argparse.Namespace:
     return given
 
 
+def save(data: Any, path: str) -> None:
+    """Writes the arrays of a data set of this package, so that no other has TensorFlow imported for them."""
+    train, test = data.train, data.test
+    np.savez(
+        path,
+        images=train.images.reshape(len(train), -1),
+        one_hot=train.one_hot(),
+        test_images=test.binarized("dynamic").reshape(len(test), -1),
+        test_one_hot=test.one_hot(),
+    )
+
+
 def load() -> Work:
     from tfp_cvae.memory import keep_freed_memory
-    from tfp_cvae.sources import load_dataset
 
     # As `train` does, for all.
     keep_freed_memory()
     given = arguments()
-    data = load_dataset(given.dataset)
-    train, test = data.train, data.test
+    arrays = np.load(given.arrays)
     return Work(
-        train.images.reshape(len(train), -1),
-        train.one_hot(),
-        (test.binarized("dynamic").reshape(len(test), -1), test.one_hot()),
+        arrays["images"],
+        arrays["one_hot"],
+        (arrays["test_images"], arrays["test_one_hot"]),
         given.batch_size,
         given.width,
         given.latent_size,
