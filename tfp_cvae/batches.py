@@ -178,16 +178,38 @@ def _binarize(images: tf.Tensor, binarization: Binarization, seed: tf.Tensor, fi
     """Binarizes rows of a batch, of which `first` is the number of the first one."""
     if binarization == "threshold":
         return tf.cast(images >= 128, tf.float32)
-    grey = tf.cast(images, tf.float32)
     if binarization == "none":
-        return grey / 255
-    return tf.cast(255 * uniform_rows(seed, tf.shape(grey), first) < grey, tf.float32)
+        return tf.cast(images, tf.float32) / 255
+    rows = tf.shape(images)[0]
+    tie_seed = tf.random.experimental.stateless_fold_in(seed, 1)
+    ties = tf.random.stateless_uniform([first + rows], tie_seed, 0, 255, tf.int32, alg="philox")[first:]
+    return tf.cast(is_ink(images, random_bytes(seed, tf.shape(images), first), tf.cast(ties, tf.uint8)), tf.float32)
 
 
-def uniform_rows(seed: tf.Tensor, shape: tf.Tensor, first: int) -> tf.Tensor:
-    """Rows of `tf.random.stateless_uniform`, from the row `first` on, without those before it.
+def is_ink(grey: tf.Tensor, random: tf.Tensor, ties: tf.Tensor) -> tf.Tensor:
+    """Which pixels are 1, each with probability grey / 255, from a random byte for each.
 
-    The generator counts: four numbers come of each value of its counter.
+        1  if random < grey, or random = grey and tie < grey
+
+    The first has the probability grey / 256, the second grey / 255 / 256, and so both together have grey / 255. One tie
+    is enough for an image: as one byte in 256 needs it, the covariance of two pixels is 1 / 4 / 256^2 at most.
+
+    Args:
+        grey: `[n, ...]` uint8.
+        random: `[n, ...]` uint8, uniform in 0 to 255.
+        ties: `[n]` uint8, uniform in 0 to 254.
+
+    Returns:
+        `[n, ...]` bool.
+    """
+    ties = tf.reshape(ties, [-1, *[1] * (grey.shape.rank - 1)])
+    return (random < grey) | ((random == grey) & (ties < grey))
+
+
+def random_bytes(seed: tf.Tensor, shape: tf.Tensor, first: int) -> tf.Tensor:
+    """Rows of the bytes of `tf.random.stateless_uniform`, from the row `first` on, without those before it.
+
+    The generator counts: sixteen bytes come of each value of its counter.
 
     Args:
         seed: `[2]` integer.
@@ -195,14 +217,17 @@ def uniform_rows(seed: tf.Tensor, shape: tf.Tensor, first: int) -> tf.Tensor:
         first: Number of rows before them.
 
     Returns:
-        float32 in [0, 1) of that shape.
+        uint8, uniform in 0 to 255, of that shape.
 
     Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3 (Philox).
     """
     before = tf.constant(first, tf.uint64) * tf.cast(tf.reduce_prod(shape[1:]), tf.uint64)
     key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
-    counter += tf.stack([before // 4, tf.constant(0, tf.uint64)])
-    skipped = tf.cast(before % 4, tf.int32)
-    size = skipped + tf.reduce_prod(shape)
-    drawn = tf.raw_ops.StatelessRandomUniformV2(shape=[size], key=key, counter=counter, alg=_PHILOX)
-    return tf.reshape(drawn[skipped:], shape)
+    counter += tf.stack([before // 16, tf.constant(0, tf.uint64)])
+    skipped = tf.cast(before % 16, tf.int32)
+    size = tf.reduce_prod(shape)
+    words = tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=[(skipped + size + 3) // 4], key=key, counter=counter, alg=_PHILOX, dtype=tf.uint32
+    )
+    drawn = tf.reshape(tf.bitcast(words, tf.uint8), [-1])
+    return tf.reshape(drawn[skipped : skipped + size], shape)

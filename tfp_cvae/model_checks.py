@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,9 @@ import tf_keras as keras
 
 from tfp_cvae import checks
 from tfp_cvae.atomic import write_atomically
-from tfp_cvae.batches import EpochCounter
+from tfp_cvae.batch_checks import CheckedSequence, checked_dataset
 
 _KERAS_FORMAT_ONLY = "expected a name that ends in .keras, the format that keras.models.load_model reads again"
-
-_SUM_TOLERANCE = 1e-3
 
 
 class CheckedModel(keras.Model):
@@ -267,7 +265,7 @@ class CheckedModel(keras.Model):
             return batch
 
         if isinstance(data, keras.utils.Sequence):
-            return _CheckedSequence(data, checked)
+            return CheckedSequence(data, checked)
         return (
             map(checked, data)
             if isinstance(data, Iterator)
@@ -277,23 +275,6 @@ class CheckedModel(keras.Model):
     def _input_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
         """Name and shape, without the batch, of each input of the model."""
         return [("image", self.image_shape), *([("one_hot", (self.num_classes,))] if self.num_classes else [])]
-
-
-class _CheckedSequence(keras.utils.Sequence):
-    """A `Sequence` whose batches go through a check."""
-
-    def __init__(self, sequence: keras.utils.Sequence, check: Callable[[Any], Any]) -> None:
-        self._sequence = sequence
-        self._check = check
-
-    def __len__(self) -> int:
-        return len(self._sequence)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._check(self._sequence[index])
-
-    def on_epoch_end(self) -> None:
-        self._sequence.on_epoch_end()
 
 
 def checked_network(name: str, network: Any, first: str, *outputs: Any) -> tuple[tuple[int, ...], int, Any]:
@@ -330,56 +311,6 @@ def check_separate(**networks: keras.Model | None) -> None:
                     f"{name}: expected layers of its own, got one with the weight {weight.name!r} that {owner} has, "
                     "too, with which a saved model could not be loaded; make a second layer"
                 )
-
-
-def checked_dataset(data: Any, takes_unlabelled: bool, with_target: bool) -> Any:
-    """A `tf.data.Dataset` that stops with an error at an input that is out of range; anything else as it is.
-
-    Images are to be in [0, 1], those that are given again as the target as well, and rows of labels to be in [0, 1],
-    too, and to sum to 1; or, if images without label are taken, to be one-hot or 0.
-    """
-    uses = {"its method batches, as in batches(128)": data, "train.batches(128)": getattr(data, "train", None)}
-    for use, part in uses.items():
-        if callable(getattr(part, "batches", None)):
-            raise TypeError(f"x: expected batches, got {data!r}; use {use}")
-    if not takes_unlabelled and "labelled_per_batch" in getattr(getattr(data, "epochs", None), "settings", ()):
-        raise ValueError(
-            "x: expected images that all have a label, got batches with some that have none; use a "
-            "SemiSupervisedCVAE (build_semi_supervised_cvae)"
-        )
-    # Batches of the training split, known by their `epochs`, are in [0, 1] as they are made.
-    if not isinstance(data, tf.data.Dataset) or isinstance(getattr(data, "epochs", None), EpochCounter):
-        return data
-
-    @tf.autograph.experimental.do_not_convert
-    def check(x: Any, *rest: Any) -> Any:
-        assertions: list[tf.Operation] = []
-        targets = tf.nest.flatten(rest[0])[:1] if rest and with_target else []
-        named = [
-            *zip(("image", "one_hot"), tf.nest.flatten(x), strict=False),
-            *(("y (the image again)", y) for y in targets),
-        ]
-        for name, given in named:
-            tensor = tf.cast(given, tf.float32)
-            expected, hint = "values in [0, 1]", "divide grey values by 255"
-            # Written so that NaN fails it.
-            holds = tf.reduce_all((tensor >= 0) & (tensor <= 1))
-            if name == "one_hot":
-                sums = tf.reduce_sum(tensor, axis=-1)
-                if takes_unlabelled:
-                    expected, hint = "rows that are one-hot, or 0 for no label", "give 0 where a label is not certain"
-                    holds &= tf.reduce_all((tensor == 0) | (tensor == 1)) & tf.reduce_all(sums <= 1)
-                else:
-                    expected, hint = "rows in [0, 1] that sum to 1", "give one-hot rows"
-                    holds &= tf.reduce_all(tf.abs(sums - 1) < _SUM_TOLERANCE)
-            extremes = [tf.reduce_min(tensor), "to", tf.reduce_max(tensor)]
-            # One after the other, so that the first of them is told.
-            with tf.control_dependencies(assertions):
-                assertions.append(tf.debugging.Assert(holds, [f"{name}: expected {expected}; {hint}. Got:", *extremes]))
-        with tf.control_dependencies(assertions):
-            return tf.nest.map_structure(tf.identity, (x, *rest))
-
-    return data.map(check)
 
 
 def compute_dtypes(model: keras.Model) -> list[str]:
