@@ -20,6 +20,7 @@ trains the convolutional network of the recipe `best` instead of the MLP (`peers
 """
 
 import argparse
+import importlib.metadata
 import itertools
 import json
 import os
@@ -166,6 +167,7 @@ def train_in_turn(peers, count, given):
         memory[name] = peer.close()
 
     print(f"\n{count} images an epoch, batch {given.batch_size}, {given.rounds} rounds, {os.cpu_count()} processors")
+    print(versions())
     print(f"{'':36}{'images a second':>28}{'times as fast as it':>28}{'start, s':>10}{'MiB':>8}")
     for name, speeds in found.items():
         ratios = [own / other for own, other in zip(found[given.peers[0]], speeds, strict=True)]
@@ -179,6 +181,12 @@ def check_peers(parser, flag, names, able):
     if unable := [name for name in names if name not in able]:
         quoted = [", ".join(f'"{name}"' for name in group) for group in (able, unable)]
         parser.error(f"{flag}: expected --peers of {quoted[0]}, got {quoted[1]}")
+
+
+def versions():
+    installed = {part.metadata["Name"]: part.version for part in importlib.metadata.distributions()}
+    names = ("tensorflow", "tf_keras", "tensorflow-probability", "keras", "jax", "torch")
+    return ", ".join(f"{name} {installed[name]}" for name in names if name in installed)
 
 
 def draw(found, path):
@@ -222,6 +230,7 @@ def train_until(peers, bounds):
     for peer in peers.values():
         peer.close()
     print(f"\nseconds of training to an ELBO of the test images, in nats; {os.cpu_count()} processors")
+    print(versions())
     for bound in bounds:
         own, *_ = (times[bound] for times in reached.values())
         for name, times in reached.items():

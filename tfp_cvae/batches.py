@@ -180,10 +180,9 @@ def _binarize(images: tf.Tensor, binarization: Binarization, seed: tf.Tensor, fi
         return tf.cast(images >= 128, tf.float32)
     if binarization == "none":
         return tf.cast(images, tf.float32) / 255
-    rows = tf.shape(images)[0]
-    tie_seed = tf.random.experimental.stateless_fold_in(seed, 1)
-    ties = tf.random.stateless_uniform([first + rows], tie_seed, 0, 255, tf.int32, alg="philox")[first:]
-    return tf.cast(is_ink(images, random_bytes(seed, tf.shape(images), first), tf.cast(ties, tf.uint8)), tf.float32)
+    shape = tf.shape(images)
+    random = random_bytes(seed, shape, first)
+    return tf.cast(is_ink(images, random, random_ties(seed, shape[:2], first)), tf.float32)
 
 
 def is_ink(grey: tf.Tensor, random: tf.Tensor, ties: tf.Tensor) -> tf.Tensor:
@@ -191,25 +190,25 @@ def is_ink(grey: tf.Tensor, random: tf.Tensor, ties: tf.Tensor) -> tf.Tensor:
 
         1  if random < grey, or random = grey and tie < grey
 
-    The first has the probability grey / 256, the second grey / 255 / 256, and so both together have grey / 255. One tie
-    is enough for an image: as one byte in 256 needs it, the covariance of two pixels is 1 / 4 / 256^2 at most.
+    The first has the probability grey / 256, the second grey / 255 / 256, and so both together have grey / 255. As one
+    byte in 256 needs it, a row of pixels has one tie: the variance of a sum over m values in a row is at most
+    1 + (m - 1) / 65536 times that of independent ones.
 
     Args:
-        grey: `[n, ...]` uint8.
-        random: `[n, ...]` uint8, uniform in 0 to 255.
-        ties: `[n]` uint8, uniform in 0 to 254.
+        grey: `[n, height, ...]` uint8.
+        random: `[n, height, ...]` uint8, uniform in 0 to 255.
+        ties: `[n, height]` uint8, uniform in 0 to 254.
 
     Returns:
-        `[n, ...]` bool.
+        `[n, height, ...]` bool.
     """
-    ties = tf.reshape(ties, [-1, *[1] * (grey.shape.rank - 1)])
+    for _ in range(grey.shape.rank - 2):
+        ties = ties[..., tf.newaxis]
     return (random < grey) | ((random == grey) & (ties < grey))
 
 
 def random_bytes(seed: tf.Tensor, shape: tf.Tensor, first: int) -> tf.Tensor:
     """Rows of the bytes of `tf.random.stateless_uniform`, from the row `first` on, without those before it.
-
-    The generator counts: sixteen bytes come of each value of its counter.
 
     Args:
         seed: `[2]` integer.
@@ -218,16 +217,46 @@ def random_bytes(seed: tf.Tensor, shape: tf.Tensor, first: int) -> tf.Tensor:
 
     Returns:
         uint8, uniform in 0 to 255, of that shape.
-
-    Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3 (Philox).
     """
-    before = tf.constant(first, tf.uint64) * tf.cast(tf.reduce_prod(shape[1:]), tf.uint64)
-    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
-    counter += tf.stack([before // 16, tf.constant(0, tf.uint64)])
-    skipped = tf.cast(before % 16, tf.int32)
+    key, counter, skipped = _philox(seed, 0, shape, first, 16)
     size = tf.reduce_prod(shape)
     words = tf.raw_ops.StatelessRandomUniformFullIntV2(
         shape=[(skipped + size + 3) // 4], key=key, counter=counter, alg=_PHILOX, dtype=tf.uint32
     )
     drawn = tf.reshape(tf.bitcast(words, tf.uint8), [-1])
     return tf.reshape(drawn[skipped : skipped + size], shape)
+
+
+def random_ties(seed: tf.Tensor, shape: tf.Tensor, first: int) -> tf.Tensor:
+    """Numbers that have nothing to do with the bytes of the same seed.
+
+    Args:
+        seed: As for `random_bytes`, and so are the others.
+        shape: Shape of the rows that are wanted.
+        first: Number of rows before them.
+
+    Returns:
+        uint8, uniform in 0 to 254, of that shape.
+    """
+    key, counter, skipped = _philox(seed, 1, shape, first, 4)
+    size = skipped + tf.reduce_prod(shape)
+    drawn = tf.raw_ops.StatelessRandomUniformIntV2(
+        shape=[size], key=key, counter=counter, alg=_PHILOX, minval=0, maxval=255
+    )
+    return tf.reshape(tf.cast(drawn[skipped:], tf.uint8), shape)
+
+
+def _philox(
+    seed: tf.Tensor, stream: int, shape: tf.Tensor, first: int, at_once: int
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Where the generator is after `first` rows: its key, its counter, and how many numbers of that counter are over.
+
+    It counts, and each value of its counter gives 128 bits: `at_once` numbers. Each stream has a value of the upper
+    half of the counter for itself.
+
+    Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3 (Philox).
+    """
+    before = tf.constant(first, tf.uint64) * tf.cast(tf.reduce_prod(shape[1:]), tf.uint64)
+    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
+    counter += tf.stack([before // at_once, tf.constant(stream, tf.uint64)])
+    return key, counter, tf.cast(before % at_once, tf.int32)

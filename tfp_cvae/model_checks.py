@@ -247,7 +247,7 @@ class CheckedModel(keras.Model):
         return isinstance(arrays[0], (np.ndarray, tf.Tensor))
 
     def _check_arrays(self, x: Any, y: Any = None) -> None:
-        """Checks arrays given to `fit`; a `tf.data.Dataset` is checked by its shapes, in `call` and the loss."""
+        """Checks arrays given to `fit`."""
         if self._check_inputs(x):
             if y is None:
                 raise ValueError("y: expected the image again, as in fit((image, one_hot), image), got None")

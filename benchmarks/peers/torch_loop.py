@@ -28,7 +28,7 @@ def negative_elbo(mean, stddev, logits, image):
 def run(task, weights, loss):
     """Takes turns with what a loss of (weights, image, one_hot, noise) trains."""
     torch.manual_seed(0)
-    images, one_hot = torch.from_numpy(task.images.copy()), torch.from_numpy(task.one_hot)
+    images, one_hot = torch.from_numpy(task.images), torch.from_numpy(task.one_hot)
     weights = {name: torch.nn.Parameter(value) for name, value in weights.items()}
     optimizer = torch.optim.Adam(weights.values(), lr=1e-3, eps=1e-7, fused=True)
     objective = torch.compile(loss) if "compile" in task.variant else loss
