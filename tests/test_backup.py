@@ -171,10 +171,10 @@ def test_a_cell_is_run_again_after_an_interruption(dataset, folders, every_secon
 
 def test_a_training_that_has_ended_is_not_trained_again(dataset, folders):
     """After early stopping, and after the last epoch, with the weights that were restored or averaged in the end."""
-    for epochs in (9, 3):
+    for epochs in (40, 3):
         one = Notebook(dataset, folders(f"{epochs}"))
         expected = one.result(one.fit(epochs))
-        assert (len(expected["epochs"]) < epochs) == (epochs == 9)
+        assert (len(expected["epochs"]) < epochs) == (epochs == 40)
         again = Notebook(dataset, one.folder)
         found = again.result(again.fit(epochs))
         assert again.backup.finished
