@@ -84,6 +84,13 @@ def test_keras_sees_how_many_batches_there_are(dataset):
     assert dataset.train.batches(50, drop_remainder=True).cardinality().numpy() == len(dataset.train) // 50
 
 
+@pytest.mark.parametrize("name", ["train", "validation", "test"])
+def test_no_iterator_waits_for_a_thread_that_tunes(dataset, name):
+    batches = getattr(dataset, name).batches(8)
+    assert batches.options().autotune.enabled is False
+    assert batches.map(lambda *batch: batch).repeat().options().autotune.enabled is False
+
+
 @pytest.mark.parametrize("name", ["train", "validation"])
 def test_dynamic_binarization_draws_ink_with_the_probability_of_the_pixel(name):
     # Ink stays ink, and each grey level has its own frequency.

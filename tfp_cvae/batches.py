@@ -110,6 +110,18 @@ def in_order(images: RowsOnDisk, labels: np.ndarray, num_classes: int, settings:
     return index.map(one_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
+def without_tuning(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """The same elements, with a parallelism that `tf.data` does not tune meanwhile.
+
+    The thread that tunes it sleeps longer each time, up to a minute. The end of an iterator wakes it and waits for it,
+    but it may look whether it has to end a moment too early, and sleep on: `fit` then stands still between two epochs,
+    for up to as long as an epoch takes.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
+
+
 def binarized_once(images: Images, rows: slice, binarization: Binarization, seed: int) -> np.ndarray:
     """Consecutive images, binarized in the one draw of all: whichever they are, it is the same for each.
 

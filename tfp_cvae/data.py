@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_cvae import checks, on_disk, splits
-from tfp_cvae.batches import EpochCounter, binarized_once, in_order, shuffled_epochs
+from tfp_cvae.batches import EpochCounter, binarized_once, in_order, shuffled_epochs, without_tuning
 from tfp_cvae.config import HELD_OUT_SEED, Binarization
 from tfp_cvae.on_disk import Images, RowsOnDisk
 from tfp_cvae.splits import UNLABELLED
@@ -188,7 +188,7 @@ class Split:
             dataset = tf.data.Dataset.from_tensor_slices(arrays).batch(batch_size, drop_remainder=drop_remainder)
         form = _labelled if conditional else _unlabelled
         dataset = dataset.map(form, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        dataset = dataset.prefetch(tf.data.AUTOTUNE)
+        dataset = without_tuning(dataset.prefetch(tf.data.AUTOTUNE))
         if self.name == "train":
             dataset.epochs = epochs
         return dataset

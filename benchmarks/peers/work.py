@@ -165,4 +165,8 @@ def dataset(task: Work) -> Any:
 
     rows = tf.data.Dataset.from_tensor_slices((task.images, task.one_hot)).shuffle(len(task.images))
     batches = rows.batch(task.batch_size, drop_remainder=True, num_parallel_calls=tf.data.AUTOTUNE)
-    return batches.map(binarized, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    batches = batches.map(binarized, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    # As this package has it: the end of an epoch may wait for the thread that tunes, for half a minute with Keras 3.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return batches.with_options(options)
