@@ -68,7 +68,7 @@ class Evaluate:
     num_images: int | None = None
     """Test images, a seeded choice; by default all, or 500 with --quick."""
     label_margin: float = 20.0
-    """Nats below the best label, at a first look with 100 samples, at which a label is not weighed again."""
+    """Nats below the best label, after 100 samples each, at which a label gets no further samples."""
     seed: int = 0
     """Seed of importance samples, generated images and classifiers."""
     dataset: str | None = None

@@ -258,7 +258,7 @@ class EvaluationConfig:
     classifier_epochs: int = 6
     """Passes of the classifiers over them; more over few images, for at least 200 steps."""
     label_margin: float = 20.0
-    """Nats below the best label, at a first look with 100 samples, at which a label is not weighed again."""
+    """Nats below the best label, after 100 samples each, at which a label gets no further samples."""
     seed: int = 0
     """Seed of importance samples, generated images and classifiers."""
 

@@ -47,16 +47,16 @@ def likelihood_under_each_label(
 ) -> Likelihood:
     """Estimates log p(x|y) of each image under every label.
 
-    The first block of samples is weighed under every label. Those within `label_margin` nats of the best are weighed
-    with all samples, the first among them; the others keep their first estimate, a lower bound in expectation. With one
-    class or none, all samples are weighed at once.
+    Every label gets the first block of samples. Those within `label_margin` nats of the best get all samples, the first
+    among them; the others keep their first estimate, a lower bound in expectation. With one class or none, all samples
+    are drawn at once.
 
     Args:
         cvae: The model.
         image: `[n, height, width, channels]` float, in {0, 1}.
-        label: True class, `[n]` integer, to be weighed with all samples however unlikely; None for unlabelled images.
+        label: True class, `[n]` integer, which gets all samples however unlikely; None for unlabelled images.
         num_samples: Importance samples K, >= 1.
-        label_margin: Nats below the best label at which a label is not weighed again, >= 0.
+        label_margin: Nats below the best label at which a label gets no further samples, >= 0.
         seed: Seed of the samples.
         jit_compile: Whether to compile with XLA.
         verbose: As for `fit`: 1 shows a progress bar, 2 a line.
