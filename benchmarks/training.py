@@ -6,7 +6,7 @@ Each trains in a process of its own, one epoch at a time, and they take turns, a
 An epoch has all that the training needs, data and random numbers included; `peers/work.py` says what it is. Prints a
 row of CSV for each epoch, and a table of images a second and of ratios: the median over the rounds, with the smallest
 and the largest, of what each does, and of what the first one does against it in the same round. The seconds to start
-are those from the start of the process to the end of the first epoch, less the quickest epoch: imports, data and compiling.
+are those from the start of the process to the end of the first epoch, less the quickest one: imports, data, compiling.
 The memory is the most that the process, and those that it has started itself, have had at any time.
 
     python benchmarks/training.py --until -95 -91 --peers tfp_cvae "JAX, jitted scan" "PyTorch, eager"
