@@ -7,7 +7,7 @@
 
 import argparse
 
-from tfp_cvae import Estimate, Run, importance_estimate, load_dataset
+from tfp_cvae import Estimate, Run, importance_estimate
 
 
 def main():
@@ -18,11 +18,11 @@ def main():
     print("run,recipe_epochs,training_seed,training_seconds,n,K,elbo,elbo_se,log_p_x_given_y,log_p_x_given_y_se")
     for path in arguments.runs:
         run = Run.load(path)
-        test = load_dataset(run.config.dataset).test
+        cvae, test = run.model(), run.training_data().test
         found = importance_estimate(
-            run.model(),
+            cvae,
             test.binarized(run.config.binarization),
-            test.labels,
+            test.labels if cvae.num_classes else None,
             num_samples=arguments.num_importance_samples,
             jit_compile=run.config.suits_xla,
         )

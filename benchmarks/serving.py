@@ -58,7 +58,6 @@ def main():
     from tfp_cvae.export import export_run
     from tfp_cvae.importance import products_per_second
     from tfp_cvae.run import Run
-    from tfp_cvae.sources import load_dataset
 
     run = Run.load(arguments.run)
     cvae = run.model()
@@ -70,7 +69,7 @@ def main():
         begin = time.perf_counter()
         version = export_run(run, folder, num_importance_samples=SAMPLES)
         exported = time.perf_counter() - begin
-        np.save(pathlib.Path(folder, "image.npy"), load_dataset(run.config.dataset).test.binarized()[:1])
+        np.save(pathlib.Path(folder, "image.npy"), run.training_data().test.binarized()[:1])
         calls = {name: stand_ins.signature_tensors(version)[name] for name in floors}
         words = [ROOT / "tests", version, json.dumps(calls), SECONDS, pathlib.Path(folder, "image.npy")]
         answer = subprocess.run(

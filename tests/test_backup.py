@@ -302,6 +302,20 @@ def test_legacy_optimizer(dataset, tmp_path):
         cvae.fit(dataset.validation.batches(11), callbacks=[Backup(tmp_path)])
 
 
+def test_arrays_that_keras_would_shuffle(cvae, batch, tmp_path):
+    cvae.compile("adam", loss=NegativeELBO())
+    with pytest.raises(ValueError, match="shuffle: expected False for arrays beside Backup without batches"):
+        cvae.fit(batch, batch[0], callbacks=[Backup(tmp_path)], verbose=0)
+    cvae.fit(batch, batch[0], shuffle=False, callbacks=[Backup(tmp_path)], verbose=0)
+    assert Backup(tmp_path).finished
+
+
+@pytest.mark.parametrize(("seconds", "error"), [("60", TypeError), (-1, ValueError)])
+def test_seconds_that_cannot_be(tmp_path, seconds, error):
+    with pytest.raises(error, match="every_seconds: expected a number >= 0, got"):
+        Backup(tmp_path, every_seconds=seconds)
+
+
 def test_another_model_than_a_cvae(tmp_path):
     model = keras.Sequential([keras.layers.Dense(1)])
     model.compile("adam", "mse")

@@ -76,6 +76,31 @@ def test_kl_warm_up_needs_a_kl_weight(batch):
         compiled(loss=NegativeIWAE()).fit(batch, batch[0], callbacks=[KLWarmUp(4)], verbose=0)
 
 
+@pytest.mark.parametrize(
+    "callback",
+    [
+        keras.callbacks.EarlyStopping(),
+        keras.callbacks.EarlyStopping("loss", start_from_epoch=2),
+        keras.callbacks.ModelCheckpoint("best.keras", save_best_only=True),
+        keras.callbacks.ReduceLROnPlateau(),
+    ],
+)
+def test_losses_of_a_warm_up_are_not_compared(batch, callback):
+    with pytest.raises(ValueError, match=r'expected monitor="val_elbo" and mode="max" of .* beside KLWarmUp'):
+        compiled().fit(batch, batch[0], callbacks=[callback, KLWarmUp(4)], verbose=0)
+
+
+def test_what_a_warm_up_does_not_change_may_be_compared(batch, tmp_path):
+    callbacks = [
+        KLWarmUp(4),
+        keras.callbacks.EarlyStopping("val_elbo", mode="max"),
+        keras.callbacks.EarlyStopping("val_loss", start_from_epoch=3),
+        keras.callbacks.ModelCheckpoint(str(tmp_path / "newest.keras")),
+    ]
+    history = compiled().fit(batch, batch[0], validation_split=0.2, callbacks=callbacks, verbose=0).history
+    assert len(history["loss"]) == 1
+
+
 def test_swap_ema_weights_validates_and_keeps_the_average(dataset):
     momentum = 0.8
     train, validation = dataset.train.batches(32), dataset.validation.batches(8)
@@ -225,6 +250,50 @@ def test_a_validation_that_is_not_finite_stops(cvae, dataset, tmp_path):
             verbose=0,
         )
     assert not (tmp_path / "x.keras").exists()
+
+
+def test_a_metric_that_is_not_finite_does_not_stop(batch):
+    class Odd(keras.metrics.Metric):
+        def update_state(self, y_true, y_pred, sample_weight=None):
+            pass
+
+        def result(self):
+            return np.nan
+
+    cvae = compiled()
+    cvae.compile("adam", loss=NegativeELBO(), metrics=[Odd(name="odd")])
+    history = cvae.fit(batch, batch[0], epochs=2, callbacks=[StopAtNonFiniteLoss()], verbose=0).history
+    assert np.isnan(history["odd"]).all()
+    assert history["loss"][1] < history["loss"][0]
+
+
+def test_a_second_fit_begins_its_files_again(batch, tmp_path):
+    callbacks = [HistoryCSV(tmp_path / "history.csv", images_per_epoch=10), ImageGrid(tmp_path / "grid.npz")]
+    for epochs in (6, 3):
+        compiled().fit(batch, batch[0], epochs=epochs, callbacks=callbacks, verbose=0)
+    with (tmp_path / "history.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+    with np.load(tmp_path / "grid.npz") as grid:
+        assert grid["epochs"].tolist() == [1, 2, 3]
+
+
+def test_seconds_are_without_other_callbacks(batch, tmp_path, monkeypatch):
+    slept = 0.0
+
+    class Sleep(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            nonlocal slept
+            slept += 1000
+
+        on_test_begin = on_epoch_end = on_epoch_begin
+
+    monkeypatch.setattr("tfp_cvae.callbacks.time.perf_counter", lambda: slept)
+    history = HistoryCSV(tmp_path / "history.csv", images_per_epoch=10)
+    tick = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: Sleep.on_epoch_begin(None, 0))
+    cvae = compiled()
+    cvae.fit(batch, batch[0], batch_size=96, validation_split=0.2, callbacks=[history, Sleep(), tick], verbose=0)
+    steps = -(-int(0.8 * len(batch[0])) // 96)
+    assert [row["seconds"] for row in history.rows] == [1000 * steps]
 
 
 def test_image_grid_is_an_npz(tmp_path):

@@ -184,7 +184,7 @@ IMAGES, LABELS = stripes(60)
         (IMAGES, LABELS + 1, ValueError, "train labels: expected 0 to 2, got 3"),
         (IMAGES, LABELS - 2, ValueError, "train labels: expected 0 to 2, got -2"),
         (IMAGES, LABELS % 2, ValueError, "expected at least one training image of each class, got none of 'right'"),
-        (IMAGES[:3], LABELS[:3], ValueError, "expected at least 10 images, of which a tenth"),
+        (IMAGES[:3], LABELS[:3], ValueError, "expected at least 6 images to split off a tenth"),
     ],
 )
 def test_mistakes(images, labels, error, message):
@@ -206,12 +206,25 @@ def test_splits_of_different_shape():
         ({"batch_size": 32, "seed": 1.5}, TypeError, "seed: expected an integer >= 0, got 1.5"),
         # It would be that of another seed.
         ({"batch_size": 32, "seed": 2**32 + 1}, ValueError, "seed: expected a number >= 0 and < 2147483648"),
+        (
+            {"batch_size": 32, "labelled_per_batch": "4"},
+            TypeError,
+            "labelled_per_batch: expected an integer >= 1, got '4'",
+        ),
         ({"batch_size": 32, "initial_epoch": -1}, ValueError, "initial_epoch: expected an integer >= 0, got -1"),
     ],
 )
 def test_batches_that_cannot_be_made(dataset, settings, error, message):
     with pytest.raises(error, match=message):
         dataset.train.batches(**settings)
+
+
+def test_numbers_of_batches_and_rows_that_cannot_be(dataset):
+    with pytest.raises(ValueError, match="batch_size: expected an integer >= 1, got 0"):
+        dataset.train.num_batches(0)
+    with pytest.raises(TypeError, match="rows: expected integers or a mask of bool, got float64"):
+        dataset.test.binarized(rows=[0.9])
+    assert dataset.test.binarized(rows=[]).shape == (0, 8, 8, 1)
 
 
 def test_labels_that_are_not_looked_at_decide_nothing():
@@ -251,7 +264,7 @@ def test_few_labels_are_of_each_class_as_many_and_a_function_of_the_seed(dataset
 @pytest.mark.parametrize(
     ("number", "error", "message"),
     [
-        (10, ValueError, "num_labels: expected a multiple of 3, as many of each class, got 10"),
+        (10, ValueError, "num_labels: expected a multiple of 3, the same number of each class, got 10"),
         (3000, ValueError, r"num_labels: expected at most 2\d\d, as there are \d\d training images with the label"),
         (0, ValueError, "num_labels: expected an integer >= 1, got 0"),
         (3.0, TypeError, "num_labels: expected an integer >= 1, got 3.0"),

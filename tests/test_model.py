@@ -769,6 +769,44 @@ def test_a_callback_that_would_minimise_the_bound_is_refused(cvae, dataset, call
         cvae.fit(dataset.train.batches(24), callbacks=[callback])
 
 
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_batches_without_the_target_are_refused(batch, num_classes):
+    """Keras would leave out the loss, and report 0."""
+    model = build_cvae((8, 8, 1), num_classes, latent_size=2, width=8)
+    model.compile("adam", loss=NegativeELBO(), metrics=[ELBO()])
+    x = batch if num_classes else batch[0]
+    data = tf.data.Dataset.from_tensor_slices((x,) if num_classes else x).batch(50)
+    message = r"y: expected batches \(\(image, one_hot\), image\), or \(image, image\) without classes, got no target"
+    for call in (
+        lambda: model.fit(data, verbose=0),
+        lambda: model.evaluate(data, verbose=0),
+        lambda: model.fit(x, batch[0], validation_data=data, verbose=0),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert model.predict(data, verbose=0).shape == batch[0].shape
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_samples", 7), ("seed", 5)])
+def test_a_setting_that_is_changed_takes_effect(cvae, batch, name, value):
+    """As of a model that was made with it, whose steps were not traced before."""
+    cvae.compile(keras.optimizers.SGD(0.0), loss=NegativeIWAE(), metrics=[ELBO()])
+
+    def measured(model):
+        trained = model.fit(batch, batch[0], shuffle=False, verbose=0).history
+        return [*model.evaluate(batch, batch[0], verbose=0), *trained["loss"]]
+
+    before = measured(cvae)
+    setattr(cvae, name, value)
+    cvae.step.assign(0)
+    fresh = CVAE.from_config({**cvae.get_config(), name: value})
+    fresh.set_weights(cvae.get_weights())
+    fresh.compile(keras.optimizers.SGD(0.0), loss=NegativeIWAE(), metrics=[ELBO()])
+    assert measured(cvae) == measured(fresh) != before
+    with pytest.raises(TypeError, match=f"{name}: expected an integer"):
+        setattr(cvae, name, 1.5)
+
+
 def test_a_split_is_not_batches(cvae, dataset):
     cvae.compile("adam", NegativeELBO())
     with pytest.raises(

@@ -488,11 +488,37 @@ def test_an_older_run_does_not_know_where_its_data_were(relative, tmp_path, npz)
     assert Run.load(relative.path).training_data().name == "stripes.npz"
 
 
+def test_a_row_of_the_history_that_was_cut_short(stopped):
+    with (stopped.path / "history.csv").open("a") as file:
+        file.write("2,1.0,2.0\n")
+    with pytest.raises(
+        ValueError, match=r"run: expected a table of numbers in .*history.csv, got rows with other columns"
+    ):
+        stopped.history()
+
+
+def test_an_evaluation_made_during_a_training_does_not_outlive_it(stopped, monkeypatch):
+    """It may be of an epoch that was the best for a while."""
+
+    def fit(cvae, config, dataset, run, *args, **kwargs):
+        trained = real_fit(cvae, config, dataset, run, *args, **kwargs)
+        (run.path / "figures").mkdir(exist_ok=True)
+        for file in ("evaluation.json", "figures/latent.png"):
+            (run.path / file).write_text("{}")
+        return trained
+
+    real_fit = training._fit
+    monkeypatch.setattr(training, "_fit", fit)
+    run = train(stopped.config, stopped.path, resume=True, verbose=0)
+    assert not (run.path / "figures" / "latent.png").exists()
+    assert np.isfinite(run.evaluation()["elbo"]["mean"])
+
+
 def test_resume_with_other_versions_says_so(stopped, capsys):
     settings = json.loads((stopped.path / "config.json").read_text())
     settings["versions"]["tensorflow"] = "2.0.0"
     (stopped.path / "config.json").write_text(json.dumps(settings))
-    train(stopped.config, stopped.path, resume=True, verbose=0)
+    train(stopped.config, stopped.path, resume=True, verbose=2)
     printed = capsys.readouterr().out
     assert "resumed with other versions (tensorflow): the result can differ in the last digits" in printed
 
@@ -667,7 +693,8 @@ def test_ctrl_c_that_is_ignored_stays_so():
     """As of a job in the background of a script."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        assert interruption.Interruption().listen() is None
+        with interruption.Interruption().listening():
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
@@ -677,13 +704,16 @@ def test_ctrl_c_twice_does_not_wait():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         listener = interruption.Interruption()
-        assert listener.listen() is signal.default_int_handler
-        signal.raise_signal(signal.SIGINT)
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        with pytest.raises(KeyboardInterrupt):
+        with listener.listening():
             signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            listener.on_train_batch_end(0)
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                listener.on_train_batch_end(0)
+        with listener.listening():
+            assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
 

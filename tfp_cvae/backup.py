@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfp_cvae import atomic, callback_state, distribution, model_checks
+from tfp_cvae import atomic, callback_state, checks, distribution, model_checks
 from tfp_cvae.batches import EpochCounter
 from tfp_cvae.callbacks import SwapEMAWeights
 
@@ -44,20 +44,22 @@ class Backup(keras.callbacks.Callback):
     Args:
         folder: Folder for the backups; made if it is not there.
         batches: What `fit` trains on: a result of `Split.batches` or `distribution.distribute`, or, if another function
-            is mapped over it, that result itself; None for data that are the same, in the same order, in each epoch.
+            is mapped over it, that result itself; None for data in the same order in each epoch, such as arrays with
+            `shuffle=False`.
         every_seconds: Time that has to pass until the next backup; by default so long that the backups take at most a
             hundredth of it. What was trained since the last one is trained again, with the same result.
 
     Attributes:
-        initial_epoch: For `fit`: the epochs that the backup has, 0 without one; above any number if the training has
-            come to its end.
+        initial_epoch: For `fit`: the epochs that the backup has, 0 without one; `sys.maxsize` once the training has
+            come to its end, so that `fit` runs no epoch.
         epoch: The epochs that the backup has.
         finished: Whether the training has come to its end.
+        needs_order: Whether there are no `batches`, so that the data have to be in the same order in each epoch.
 
     Raises:
-        TypeError: If `batches` does not count its epochs.
-        ValueError: If the folder holds a backup that cannot be read; from `fit`, if it is one of another training, or
-            `fit` trains on other batches.
+        TypeError: If `batches` does not count its epochs, or `every_seconds` is not a number.
+        ValueError: If `every_seconds` is negative, or the folder holds a backup that cannot be read; from `fit`, if it
+            is one of another training, or `fit` trains on other batches, or on arrays that Keras shuffles.
     """
 
     def __init__(
@@ -69,13 +71,14 @@ class Backup(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self.folder = pathlib.Path(folder)
-        self.every_seconds = every_seconds
+        self.every_seconds = None if every_seconds is None else checks.number("every_seconds", every_seconds, 0)
         self._epochs: EpochCounter | None = getattr(batches, "epochs", None)
         if batches is not None and not isinstance(self._epochs, EpochCounter):
             raise TypeError(
                 f"batches: expected a result of Split.batches of the training split, got {type(batches).__name__}; "
                 "give None if the order of the data is the same in each epoch"
             )
+        self.needs_order = batches is None
         # Of data whose first epoch is another one than that of `fit`.
         self._first = 0
         self._begun = False

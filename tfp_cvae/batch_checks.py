@@ -50,6 +50,12 @@ def checked_dataset(data: Any, takes_unlabelled: bool, with_target: bool) -> Any
 
     @tf.autograph.experimental.do_not_convert
     def check(x: Any, *rest: Any) -> Any:
+        if with_target and not rest:
+            # Keras would leave out loss and metrics, and report 0.
+            raise ValueError(
+                "y: expected batches ((image, one_hot), image), or (image, image) without classes, got no target; give "
+                "the image again"
+            )
         assertions: list[tf.Operation] = []
         targets = tf.nest.flatten(rest[0])[:1] if rest and with_target else []
         named = [
@@ -69,11 +75,22 @@ def checked_dataset(data: Any, takes_unlabelled: bool, with_target: bool) -> Any
                 else:
                     expected, hint = "rows in [0, 1] that sum to 1", "give one-hot rows"
                     holds &= tf.reduce_all(tf.abs(sums - 1) < _SUM_TOLERANCE)
-            extremes = [tf.reduce_min(tensor), "to", tf.reduce_max(tensor)]
+            message = f"{name}: expected {expected}; {hint}. Got:"
             # One after the other, so that the first of them is told.
             with tf.control_dependencies(assertions):
-                assertions.append(tf.debugging.Assert(holds, [f"{name}: expected {expected}; {hint}. Got:", *extremes]))
+                assertions.append(_stopped_unless(holds, message, tensor))
         with tf.control_dependencies(assertions):
             return tf.nest.map_structure(tf.identity, (x, *rest))
 
     return data.map(check)
+
+
+def _stopped_unless(holds: tf.Tensor, message: str, tensor: tf.Tensor) -> tf.Operation:
+    """An assertion that looks for the extremes of a tensor, which it tells, only where it fails."""
+
+    def stop() -> tf.Tensor:
+        extremes = [tf.reduce_min(tensor), "to", tf.reduce_max(tensor)]
+        with tf.control_dependencies([tf.debugging.Assert(False, [message, *extremes])]):
+            return tf.constant(False)
+
+    return tf.cond(holds, lambda: tf.constant(True), stop).op

@@ -114,8 +114,8 @@ def without_tuning(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """The same elements, with a parallelism that `tf.data` does not tune meanwhile.
 
     The thread that tunes it sleeps longer each time, up to a minute. The end of an iterator wakes it and waits for it,
-    but it may look whether it has to end a moment too early, and sleep on: `fit` then stands still between two epochs,
-    for up to as long as an epoch takes.
+    but it may look a moment before it is told to stop, and then sleep on: `fit` stands still between two epochs, for up
+    to as long as an epoch takes.
     """
     options = tf.data.Options()
     options.autotune.enabled = False

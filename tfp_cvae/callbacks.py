@@ -5,7 +5,7 @@ import io
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,20 +33,39 @@ class KLWarmUp(keras.callbacks.Callback):
     """Raises the weight of the KL in `NegativeELBO` linearly, from 1/epochs of it in the first epoch to its full value.
 
     The full value is the `kl_weight` that the loss was given. The reported bound stays the true one: the weight is in
-    the loss only (Bowman et al. 2016; Sonderby et al. 2016). After a `fit` that ended with an exception the weight may
-    be a lower one: compile with a new loss, or go on with this callback.
+    the loss only (Bowman et al. 2016; Sonderby et al. 2016). Losses of different epochs cannot be compared, so choose
+    epochs by `val_elbo`. After a `fit` that ended with an exception the weight may be a lower one: compile with a new
+    loss, or go on with this callback.
 
     Args:
         epochs: Epochs until the full weight is reached, >= 1.
 
     Raises:
         TypeError: If `epochs` is not an integer; from `fit`, if the loss is another one.
-        ValueError: If `epochs` is less than 1.
+        ValueError: If `epochs` is less than 1; from `fit`, if a callback chooses epochs by `loss` or `val_loss`.
     """
 
     def __init__(self, epochs: int) -> None:
         super().__init__()
         self.epochs = checks.integer("epochs", epochs, 1)
+
+    def follow(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:
+        """Learns of the callbacks of a `fit`; called by `CVAE.fit`.
+
+        Args:
+            callbacks: All of them.
+
+        Raises:
+            ValueError: If one compares losses of epochs in which the KL does not have its full weight.
+        """
+        for callback in callbacks:
+            monitor = getattr(callback, "monitor", None)
+            compares = getattr(callback, "save_best_only", True) and monitor in ("loss", "val_loss")
+            if compares and getattr(callback, "start_from_epoch", 0) < self.epochs - 1:
+                raise ValueError(
+                    f'callbacks: expected monitor="val_elbo" and mode="max" of {type(callback).__name__} beside '
+                    f"KLWarmUp, which raises the weight of the KL, and so the loss, with the epochs, got {monitor!r}"
+                )
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         loss = self.model.loss
@@ -60,7 +79,7 @@ class KLWarmUp(keras.callbacks.Callback):
 
 
 class LabelWarmUp(keras.callbacks.Callback):
-    """Has q(y|x) learn from labelled images alone at first, and from the bound of the others more in each epoch.
+    """Trains q(y|x) on labelled images alone at first, and lets in the gradient of the others' bound with the epochs.
 
     Encoder and decoder learn from all images from the beginning, with the labels that q(y|x) finds. They know no label
     yet, and would teach q(y|x) to give the same label to all images. It is a matter of gradients: loss and bound stay
@@ -70,7 +89,7 @@ class LabelWarmUp(keras.callbacks.Callback):
         epochs: Epochs until all of the gradient is taken: 0 in the first, 1/epochs in the second; >= 1.
 
     Raises:
-        TypeError: If `epochs` is not an integer.
+        TypeError: If `epochs` is not an integer; from `fit`, if the loss is another one.
         ValueError: If `epochs` is less than 1.
     """
 
@@ -124,7 +143,8 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         # Of the last step of the epoch, which the loss before it does not show.
-        for name, value in (logs or {}).items():
+        for name in ("loss", "val_loss"):
+            value = (logs or {}).get(name, 0.0)
             if not np.isfinite(value):
                 self._stop(name, value, "after its last step")
 
@@ -213,7 +233,7 @@ class HistoryCSV(keras.callbacks.Callback):
         self.path = pathlib.Path(path)
         self.images_per_epoch = images_per_epoch
         self.rows: list[Mapping[str, Any]] = []
-        self._begin = 0.0
+        self._begin: float | None = None
         self._seconds: float | None = None
 
     def get_state(self) -> Mapping[str, Any]:
@@ -225,10 +245,16 @@ class HistoryCSV(keras.callbacks.Callback):
         self.rows = state["rows"]
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        self._begin, self._seconds = time.perf_counter(), None
+        self._begin = self._seconds = None
+
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
+        # After all that other callbacks do before an epoch.
+        if self._begin is None:
+            self._begin = time.perf_counter()
 
     def _stop_clock(self) -> None:
         if self._seconds is None:
+            assert self._begin is not None
             self._seconds = time.perf_counter() - self._begin
 
     def on_test_begin(self, logs: Mapping[str, float] | None = None) -> None:
@@ -243,7 +269,8 @@ class HistoryCSV(keras.callbacks.Callback):
             "images_per_second": round(self.images_per_epoch / self._seconds, 1),
             **(logs or {}),
         }
-        self.rows.append(row)
+        # Those after it are of an earlier `fit`.
+        self.rows = [*(kept for kept in self.rows if kept["epoch"] <= epoch), row]
         text = io.StringIO()
         writer = csv.DictWriter(text, HISTORY_COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
@@ -291,7 +318,8 @@ class ImageGrid(keras.callbacks.Callback):
             images = self.model.generate(np.arange(num_classes), np.full(num_classes, self.seed))
         else:
             images = self.model.generate(seed=self.seed + np.arange(8))
-        self.images = {number: kept for number, kept in self.images.items() if _is_round(number)}
+        # Those after it are of an earlier `fit`.
+        self.images = {number: kept for number, kept in self.images.items() if number <= epoch and _is_round(number)}
         self.images[epoch + 1] = np.round(images.numpy() * 255).astype(np.uint8)
         epochs, images = np.array(list(self.images)), np.stack(list(self.images.values()))
         if distribution.is_chief(self.model.distribute_strategy):

@@ -58,7 +58,7 @@ def seed(name: str, value: Any) -> int:
 
 
 def kind(name: str, value: Any, expected: type) -> None:
-    """Raises TypeError if `value` is not of a type."""
+    """Raises TypeError if `value` is not an instance of `expected`."""
     if not isinstance(value, expected):
         raise TypeError(f"{name}: expected a {expected.__name__}, got {_shown(value)} of type {type(value).__name__}")
 
@@ -149,7 +149,7 @@ def versions_folder(name: str, value: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def pixels(name: str, value: Any) -> on_disk.Images:
-    """Returns images as `[n, height, width, channels]` uint8, those of a memory map of uint8 as rows on disk.
+    """Returns images as `[n, height, width, channels]` uint8; a memory map of uint8 is not read, but rows on disk.
 
     Taken are integers in [0, 255], floats in [0, 1] and bool, with or without the axis of channels.
     """

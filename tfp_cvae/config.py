@@ -55,7 +55,7 @@ class TrainConfig:
     model: Model = "cvae"
     """The CVAE; M1, a plain VAE whose latent a linear classifier reads; M2, a CVAE with q(y|x); or M2 stacked on M1."""
     num_labels: int | None = None
-    """Training images that keep their label, as many of each class, chosen by the seed; by default all (not cvae)."""
+    """Training images that keep their label, as many in each class, chosen by the seed; by default all (not cvae)."""
     labelled_per_batch: int | None = None
     """Labelled images in each batch, the others have none; by default their share, at least 1/16 (m2, m1+m2)."""
     classification_weight: float = 30.0
@@ -265,6 +265,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         for name in ("num_importance_samples", "generated_per_class", "classifier_epochs"):
             _put(self, name, checks.integer, 1)
+        checks.number("num_importance_samples", self.num_importance_samples, 1, below=2**31)
         for name in ("num_images", "num_classifier_images"):
             if getattr(self, name) is not None:
                 _put(self, name, checks.integer, 1)

@@ -82,7 +82,7 @@ class Split:
             `[n, height, width, channels]` float32 in {0, 1}, or in [0, 1] with "none"; with `rows`, `m` of these.
 
         Raises:
-            TypeError: If `seed` is not an integer.
+            TypeError: If `seed` is not an integer, or `rows` are not.
             ValueError: If `binarization` or `seed` is out of range.
         """
         checks.choice("binarization", binarization, typing.get_args(Binarization))
@@ -90,6 +90,8 @@ class Split:
         numbers = np.arange(len(self))
         if rows is not None:
             given = np.asarray(rows)
+            if given.size and given.dtype.kind not in "biu":
+                raise TypeError(f"rows: expected integers or a mask of bool, got {given.dtype}; give numbers of images")
             numbers = numbers[given if given.dtype == bool else given.astype(int)]
         drawn = np.empty((len(numbers), *self.images.shape[1:]), np.float32)
         done = 0
@@ -162,6 +164,8 @@ class Split:
                 "use a smaller batch or more images"
             )
         checks.choice("binarization", binarization, typing.get_args(Binarization))
+        if labelled_per_batch is not None:
+            checks.integer("labelled_per_batch", labelled_per_batch, 1)
         index, parts = share
         if not 0 <= index < parts or batch_size % parts or (parts > 1 and (self.name != "train" or not drop_remainder)):
             raise ValueError(
@@ -202,7 +206,7 @@ class Split:
         labelled_per_batch: int | None = None,
     ) -> int:
         """Number of the `batches` with these arguments."""
-        size, rows = len(self), batch_size
+        size, rows = len(self), checks.integer("batch_size", batch_size, 1)
         if conditional and self._mixes():
             size = int(np.sum(self.labels == UNLABELLED))
             rows -= self._labelled_per_batch(batch_size, labelled_per_batch)
@@ -281,7 +285,7 @@ class Dataset:
         return np.bincount(labels, minlength=self.num_classes) / len(labels)
 
     def with_few_labels(self, num_labels: int, seed: int = 0) -> "Dataset":
-        """The same images, of which few keep their label: as many training images of each class, and all test images.
+        """The same images with few labels: the same number of training images of each class, and all test images.
 
         Training images are looked at in an order that is a function of the seed, until each class has its share. Labels
         that come after that are not looked at, and so decide nothing: if the validation split was split off by classes,

@@ -98,7 +98,7 @@ def wait_for_all(strategy: tf.distribute.Strategy) -> None:
 
 
 def decided_by_chief(strategy: tf.distribute.Strategy, decision: bool) -> bool:
-    """What the chief has given, after each worker has called this."""
+    """The chief's decision, on every worker; waits until all have called it."""
     if num_workers(strategy) == 1:
         return decision
     votes = _summed(strategy)(tf.constant(int(decision and is_chief(strategy)), tf.int64))

@@ -58,7 +58,7 @@ def applies(model: keras.Model) -> bool:
     """Whether a compiled model is to run several steps at once, with XLA, on its own."""
     if tf.distribute.has_strategy() or model.autotune_steps_per_execution or model.run_eagerly:
         return False
-    return bool(model.jit_compile and model._steps_per_execution is not None and int(model._steps_per_execution) > 1)
+    return bool(model.jit_compile and model.steps_per_execution is not None and int(model.steps_per_execution) > 1)
 
 
 def make_train_function(model: keras.Model, stock: TrainFunction) -> TrainFunction:
@@ -66,16 +66,16 @@ def make_train_function(model: keras.Model, stock: TrainFunction) -> TrainFuncti
 
     Args:
         model: A compiled model.
-        stock: What `traced_once` makes for it, for batches whose shape is not known, or of which two are too large.
+        stock: What `traced_once` makes for it, used if the shape of a batch is unknown, or two of them exceed 64 MiB.
     """
-    most = int(model._steps_per_execution)
+    most = int(model.steps_per_execution)
 
     def execute(iterator: Any) -> dict[str, tf.Tensor]:
         spec = iterator.element_spec
         limit = min(most, _MAX_BYTES // _num_bytes(spec))
         step = _step(model).get_concrete_function(spec)
         program = tf.function(_program(step, limit), jit_compile=True, autograph=False)
-        wanted = tf.cast(model._steps_per_execution, tf.int32)
+        wanted = tf.cast(model.steps_per_execution, tf.int32)
 
         def run(done: tf.Tensor, more: tf.Tensor, logs: Any) -> tuple[tf.Tensor, tf.Tensor, Any]:
             batches, count, more = _gather(iterator, tf.minimum(limit, wanted - done), limit)

@@ -91,6 +91,7 @@ def importance_estimate(
     image = np.asarray(image, np.float32)
     checks.unit_interval("image", image, cvae.image_shape)
     num_samples = checks.integer("num_samples", num_samples, 1)
+    checks.number("num_samples", num_samples, 1, below=2**31)
     batch_size = checks.integer("batch_size", batch_size, 1)
     seed = checks.seed("seed", seed)
     index = np.arange(len(image)) if index is None else np.atleast_1d(checks.integers("index", index))

@@ -1,14 +1,16 @@
 """Ctrl-C that ends a training between two steps."""
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import tf_keras as keras
 
 
 class Interruption(keras.callbacks.Callback):
-    """Raises KeyboardInterrupt after Ctrl-C, but between two steps.
+    """Raises KeyboardInterrupt after Ctrl-C, but between two steps, or, of several in one program, after the last.
 
     Raised wherever the program happens to be, it can fall into a destructor, which swallows it. Put it last.
     """
@@ -17,14 +19,15 @@ class Interruption(keras.callbacks.Callback):
         super().__init__()
         self._asked = False
 
-    def listen(self) -> Any:
-        """Takes over Ctrl-C, in the main thread; returns the handler to restore, or None."""
-        if threading.current_thread() is not threading.main_thread():
-            return None
-        previous = signal.getsignal(signal.SIGINT)
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes over Ctrl-C meanwhile, in the main thread; in others it changes nothing."""
+        is_main = threading.current_thread() is threading.main_thread()
+        previous = signal.getsignal(signal.SIGINT) if is_main else None
         if previous in (signal.SIG_IGN, None):
             # Of a job in the background, whose shell keeps Ctrl-C from it; or not of Python.
-            return None
+            yield
+            return
 
         def ask(number: int, frame: Any) -> None:
             self._asked = True
@@ -32,7 +35,10 @@ class Interruption(keras.callbacks.Callback):
             signal.signal(signal.SIGINT, previous)
 
         signal.signal(signal.SIGINT, ask)
-        return previous
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
 
     def _raise_if_asked(self, *args: Any, **kwargs: Any) -> None:
         if self._asked:

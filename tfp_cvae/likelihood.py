@@ -20,8 +20,8 @@ class Likelihood(ImportanceEstimate):
     """Estimates for n images under each of C labels, `[n, C]`; C = 1 without classes.
 
     Attributes:
-        blind: `log_likelihood`, found without a look at the true label: what a label is worth in classification must
-            not depend on whether it is the true one. The two differ where the true label is unlikely.
+        blind: `log_likelihood`, made without the true label; it is what classification uses. The two differ only where
+            the true label is unlikely.
     """
 
     blind: np.ndarray

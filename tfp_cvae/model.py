@@ -81,8 +81,8 @@ class CVAE(CheckedModel):
         self.encoder = encoder
         self.decoder = decoder
         self.prior_network = prior
-        self.num_samples = checks.integer("num_samples", num_samples, 1)
-        self.seed = checks.seed("seed", seed)
+        self.num_samples = num_samples
+        self.seed = seed
         self._hash = np.random.default_rng(0).integers(-(2**31), 2**31, math.prod(self.image_shape), dtype=np.int32)
         self.step = self.add_weight(
             name="step",
@@ -94,13 +94,33 @@ class CVAE(CheckedModel):
         )
         self.built = True
 
+    @property
+    def num_samples(self) -> int:
+        """Latent samples K of each image in training and evaluation, >= 1."""
+        return self._num_samples
+
+    @num_samples.setter
+    def num_samples(self, value: int) -> None:
+        self._num_samples = checks.integer("num_samples", value, 1)
+        self._forget_functions()
+
+    @property
+    def seed(self) -> int:
+        """Seed of the latent samples in training and evaluation, in [0, 2**31)."""
+        return self._seed
+
+    @seed.setter
+    def seed(self, value: int) -> None:
+        self._seed = checks.seed("seed", value)
+        self._forget_functions()
+
     def posterior(self, image: tf.Tensor, one_hot: tf.Tensor | None = None, training: bool = False) -> tfd.Distribution:
         """Approximate posterior q(z|x,y).
 
         Args:
             image: `[batch, height, width, channels]` float32, in [0, 1].
             one_hot: `[batch, num_classes]` float32, one-hot or a convex mixture; None without classes.
-            training: Whether layers such as dropout and random deformations are as in training.
+            training: Whether layers that act differently in training, such as `Dropout`, do so.
 
         Returns:
             `tfd.MultivariateNormalDiag`, batch shape `[batch]`, event shape `[latent_size]`.
@@ -153,7 +173,7 @@ class CVAE(CheckedModel):
         return independent_bernoulli(logits)
 
     def call(self, inputs: Any, training: bool = False) -> CVAEOutput:
-        """Encodes, samples and decodes; what `fit`, `evaluate` and `predict` run.
+        """Encodes, samples and decodes; what `fit` and `evaluate` run.
 
         Args:
             inputs: `(image, one_hot)`, or `image` alone without classes.

@@ -87,6 +87,12 @@ class CheckedModel(keras.Model):
         CheckedModel.compile(self, **keras.saving.deserialize_keras_object(config))
         self.build_optimizer()
 
+    def _forget_functions(self) -> None:
+        """Has `fit`, `evaluate` and `predict` trace their steps again, after a setting that is part of them changed."""
+        self.train_function: Any = None
+        self.test_function: Any = None
+        self.predict_function: Any = None
+
     def build_optimizer(self) -> None:
         """Makes the variables of the optimizer: those made in a step that is being traced have it traced once more.
 
@@ -134,7 +140,9 @@ class CheckedModel(keras.Model):
 
         Raises:
             TypeError: If a callback is not one of `tf_keras`.
-            ValueError: If an array is not finite, out of range or of the wrong shape, or there is a class_weight.
+            ValueError: If an array is not finite, out of range or of the wrong shape, batches have no target, there is
+                a class_weight, or the callbacks do not fit.
+            tf.errors.InvalidArgumentError: If a batch of a `tf.data.Dataset` is out of range, when it comes.
         """
         if class_weight is not None:
             raise ValueError(
@@ -148,6 +156,8 @@ class CheckedModel(keras.Model):
         elif validation_data is not None:
             validation_data = self._checked_batches(validation_data)
         check_callbacks(callbacks)
+        if shuffle and isinstance(x, (np.ndarray, tf.Tensor, tuple, list)):
+            _check_order(callbacks)
         # Where the last `fit` ended with an exception, Keras would validate on its data again.
         self._eval_data_handler = None
         return super().fit(
@@ -289,7 +299,7 @@ def checked_network(name: str, network: Any, first: str, *outputs: Any) -> tuple
         raise ValueError(f"{name}: expected one output, of the layer {expected}, got {len(network.outputs)}")
     last = network
     while isinstance(last, keras.Model) and getattr(last, "inputs", None):
-        last = last.outputs[0]._keras_history.layer
+        last = last.get_layer(last.output_names[0])
     if not isinstance(last, outputs):
         raise TypeError(f"{name}: expected an output of the layer {expected}, got {type(last).__name__}")
     shapes = [tuple(tensor.shape[1:]) for tensor in network.inputs]
@@ -324,7 +334,7 @@ def check_callbacks(callbacks: Any) -> None:
 
     Tells those that ask for it, with a method `follow`, of all of them.
     """
-    listed = callbacks if isinstance(callbacks, (tuple, list)) else getattr(callbacks, "callbacks", [callbacks])
+    listed = _listed(callbacks)
     for callback in listed:
         kind = type(callback)
         if not isinstance(callback, (keras.callbacks.Callback, keras.callbacks.CallbackList, type(None))):
@@ -348,6 +358,21 @@ def check_callbacks(callbacks: Any) -> None:
         follow = getattr(callback, "follow", None)
         if follow is not None:
             follow(list(listed))
+
+
+def _check_order(callbacks: Any) -> None:
+    """Raises ValueError if a callback needs data in an order that Keras is to shuffle."""
+    for callback in _listed(callbacks):
+        if getattr(callback, "needs_order", False):
+            raise ValueError(
+                f"shuffle: expected False for arrays beside {type(callback).__name__} without batches, as Keras "
+                "shuffles them by a generator that no backup has, got True; pass shuffle=False, or train on "
+                "Split.batches and give them to it"
+            )
+
+
+def _listed(callbacks: Any) -> Any:
+    return callbacks if isinstance(callbacks, (tuple, list)) else getattr(callbacks, "callbacks", [callbacks])
 
 
 def _settings(part: Any) -> dict[str, Any] | None:

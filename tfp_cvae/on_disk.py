@@ -14,7 +14,7 @@ _PART_BYTES = 4 * 2**20
 
 
 class RowsOnDisk:
-    """Rows of an array in a file: which ones and in which order is held in memory, what they are is not.
+    """Rows of an array in a file: their numbers are in memory, the rows are read from the file when they are indexed.
 
     `images[index]` reads rows into a new array, for whatever index an array with one axis takes; `np.asarray(images)`
     reads all of them.

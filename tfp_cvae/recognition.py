@@ -74,7 +74,7 @@ def train_classifier(
 def _convolution(filters: int, kernel_size: int) -> list[keras.layers.Layer]:
     return [
         keras.layers.Conv2D(filters, kernel_size, padding="same", use_bias=False),
-        # Of so short a memory that few steps are enough for it.
+        # With a short memory, so that few steps are enough.
         keras.layers.BatchNormalization(momentum=0.9),
         keras.layers.ReLU(),
         keras.layers.MaxPooling2D(padding="same"),

@@ -130,12 +130,13 @@ class SampleQuality:
     Attributes:
         classifier_accuracy: On real test images, of the classifier trained on real images.
         recognised: Of generated images, by that classifier, the mean over the classes.
-        recognised_worst_class: The class of which the fewest are recognised.
+        recognised_worst_class: The class of which the fewest are recognised. As the least of all it is biased low,
+            and its error is that of a class chosen before.
         classification_accuracy_score: On real test images, of the same classifier trained on generated images only, as
             many of each class as real ones (Ravuri and Vinyals 2019).
         nearest_to_samples: Euclidean distance from a generated image to its nearest training image.
         nearest_to_reconstructions: The same from reconstructed test images, which are as smooth as samples and not
-            remembered: much less to samples would be memory.
+            memorised: much less to samples would be memorisation.
         nearest_to_test_images: The same from the test images themselves.
     """
 

@@ -31,8 +31,8 @@ _OF_EVALUATION = (
     _EVALUATION,
     *(f"figures/{name}.png" for name in ("latent", "calibration", "class_tables", "neighbours")),
 )
-# What a new run in the same folder deletes, first what makes the old one a finished run. What makes it a run, its
-# settings, is replaced.
+# What a new run in the same folder deletes, in an order in which an interrupted deletion is never taken
+# for a finished run. Its settings, which make it a run, are replaced.
 _CONTENTS = (
     *(*_OF_EVALUATION, _BACKUP, manifest.FILE, *_FIGURES, "tensorboard"),
     *(name for name in _FILES if name not in (_EVALUATION, _CONFIG)),
@@ -274,7 +274,10 @@ class Run:
             return []
         try:
             with file.open(newline="") as lines:
-                return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(lines)]
+                rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(lines)]
+            if any(row.keys() != rows[0].keys() for row in rows):
+                raise ValueError("rows with other columns")
+            return rows
         except (OSError, TypeError, ValueError, csv.Error) as error:
             raise ValueError(
                 f"run: expected a table of numbers in {archive.one_line(file)}, got "

@@ -64,15 +64,25 @@ class SemiSupervisedCVAE(CVAE):
             )
         check_separate(encoder=encoder, decoder=decoder, prior=prior, classifier=classifier)
         self.classifier = classifier
-        self.deformation = checks.number("deformation", deformation, 0)
+        self.deformation = deformation
         self._posterior_given_each_label = _given_each_label(encoder, self.num_classes)
+
+    @property
+    def deformation(self) -> float:
+        """Strength, >= 0, at which the image that q(y|x) sees in training is deformed."""
+        return self._deformation
+
+    @deformation.setter
+    def deformation(self, value: float) -> None:
+        self._deformation = checks.number("deformation", value, 0)
+        self._forget_functions()
 
     def label_posterior(self, image: tf.Tensor, training: bool = False) -> tfd.Distribution:
         """Approximate posterior of the label, q(y|x).
 
         Args:
             image: `[batch, height, width, channels]` float32, in [0, 1].
-            training: As for `posterior`.
+            training: As for `posterior`; the image is deformed by `call`, and not here.
 
         Returns:
             `tfd.OneHotCategorical`, batch shape `[batch]`, event shape `[num_classes]`.

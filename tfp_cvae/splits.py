@@ -11,9 +11,9 @@ UNLABELLED = -1
 
 
 def few_labels(all_labels: np.ndarray, class_names: Sequence[str], num_labels: int, seed: int) -> np.ndarray:
-    """Labels of which few are left, as many of each class.
+    """Keeps `num_labels` labels, the same number of each class, and sets the others to -1.
 
-    Images are looked at in an order that is a function of the seed, until each class has its share.
+    Images are gone through in an order that is a function of the seed, until each class has its share.
 
     Args:
         all_labels: `[n]` integer, in [0, len(class_names)), or -1 for none.
@@ -33,7 +33,7 @@ def few_labels(all_labels: np.ndarray, class_names: Sequence[str], num_labels: i
     share, rest = divmod(num_labels, len(class_names))
     if rest:
         raise ValueError(
-            f"num_labels: expected a multiple of {len(class_names)}, as many of each class, got {num_labels}"
+            f"num_labels: expected a multiple of {len(class_names)}, the same number of each class, got {num_labels}"
         )
     missing = np.full(len(class_names), share)
     labels = np.full_like(all_labels, UNLABELLED)
@@ -70,8 +70,8 @@ def split_off(name: str, labels: np.ndarray, size: int) -> np.ndarray:
     """
     if size == 0:
         raise ValueError(
-            f"{name}: expected at least 10 images, of which a tenth is split off for validation and test, "
-            f"got {len(labels)}; add images, or give the splits yourself in an .npz"
+            f"{name}: expected at least 6 images to split off a tenth for validation or test, got {len(labels)}; add "
+            "images, or give the splits yourself in an .npz"
         )
     pool = labels == UNLABELLED if np.any(labels == UNLABELLED) else np.full(len(labels), True)
     size = min(size, int(pool.sum()))

@@ -5,7 +5,6 @@ import importlib.util
 import os
 import pathlib
 import shutil
-import signal
 
 import numpy as np
 import tensorflow as tf
@@ -120,7 +119,7 @@ def _lead(
             if run is None:
                 run = Run.create(path, config, dataset, overwrite=overwrite)
             if not run.is_finished():
-                _check_can_resume(run, dataset)
+                _check_can_resume(run, dataset, verbose)
                 distribution.wait_for_all(strategy)
                 _train(run, dataset, strategy, verbose)
                 distribution.wait_for_all(strategy)
@@ -143,7 +142,7 @@ def _assist(path: pathlib.Path, config: TrainConfig, strategy: tf.distribute.Str
     distribution.wait_for_all(strategy)
     run = Run.load(path)
     if not run.is_finished():
-        _check_can_resume(run, dataset)
+        _check_can_resume(run, dataset, verbose=0)
         keras.utils.set_random_seed(run.config.seed)
         cvae = _compiled_model(run.config, dataset, strategy)
         _fit(cvae, run.config, dataset, run, strategy, verbose=0)
@@ -180,7 +179,7 @@ def _check_can_train(config: TrainConfig, dataset: Dataset, strategy: tf.distrib
         )
 
 
-def _check_can_resume(run: Run, dataset: Dataset) -> None:
+def _check_can_resume(run: Run, dataset: Dataset, verbose: int) -> None:
     if not run.backup_folder.is_dir():
         raise ValueError(
             f"output: expected a training that can be resumed, got {str(run.path)!r}, which has no backup: it was made "
@@ -188,7 +187,7 @@ def _check_can_resume(run: Run, dataset: Dataset) -> None:
         )
     run.check_data(dataset)
     changed = [name for name, version in versions().items() if run.versions.get(name) != version]
-    if changed:
+    if changed and verbose:
         print(f"resumed with other versions ({', '.join(changed)}): the result can differ in the last digits")
 
 
@@ -224,6 +223,8 @@ def _train(run: Run, dataset: Dataset, strategy: tf.distribute.Strategy, verbose
             image, label = dataset.test.binarized(config.binarization), dataset.test.labels
             accuracy = label_posterior_accuracy(best, dataset.train, image, label, config.binarization)
             result["label_posterior_accuracy"] = accuracy.to_dict()
+        # One that was made meanwhile may be of an epoch that is not kept.
+        run.delete_evaluation()
         run.write_evaluation(result)
     figures.draw(run, best, dataset)
     run.finish()
@@ -346,17 +347,17 @@ def _fit(
     if backup.epoch and verbose:
         print(f"resumed after {_epochs(backup.epoch)}", flush=True)
     interruption = Interruption()
-    previous = interruption.listen()
     try:
-        cvae.fit(
-            batches,
-            validation_data=held_out_batches(dataset.validation, config),
-            epochs=config.epochs,
-            steps_per_epoch=steps_per_epoch,
-            initial_epoch=backup.initial_epoch,
-            callbacks=[*listeners, backup, interruption],
-            verbose=verbose,
-        )
+        with interruption.listening():
+            cvae.fit(
+                batches,
+                validation_data=held_out_batches(dataset.validation, config),
+                epochs=config.epochs,
+                steps_per_epoch=steps_per_epoch,
+                initial_epoch=backup.initial_epoch,
+                callbacks=[*listeners, backup, interruption],
+                verbose=verbose,
+            )
     except (KeyboardInterrupt, NonFiniteLossError) as error:
         which = "best" if run.has_model() else "only"
         if not run.has_model() and is_chief:
@@ -371,9 +372,6 @@ def _fit(
                 f"figures: tfp-cvae plot {run.path}; the same command with --resume {goes_on}"
             )
         raise
-    finally:
-        if previous is not None:
-            signal.signal(signal.SIGINT, previous)
     return True
 
 
