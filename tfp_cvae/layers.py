@@ -24,8 +24,9 @@ _UNIT_SCALE = math.log(math.expm1(1.0))
 
 
 class SerializableDistributionLambda(tfp.layers.DistributionLambda):
-    """`DistributionLambda` whose configuration is its event shape, and whose tensor value is the mean, but for a
-    `CouplingFlow`.
+    """`DistributionLambda` whose configuration is its event shape, and whose tensor value is the mean.
+
+    That of a `CouplingFlow` is another one.
 
     Raises:
         ValueError: If it is given an `activity_regularizer`.
