@@ -124,6 +124,9 @@ class CheckedModel(keras.Model):
     ) -> keras.callbacks.History:
         """Trains as `keras.Model.fit` does, after a check of what is given.
 
+        A batch of a `tf.data.Dataset` is checked when it comes: one that is out of range stops the training with an
+        `InvalidArgumentError` of TensorFlow.
+
         Args:
             x: `(image, one_hot)` arrays, or `image` without classes; or a `tf.data.Dataset`, `Sequence` or generator of
                 `((image, one_hot), image)`.
@@ -142,7 +145,6 @@ class CheckedModel(keras.Model):
             TypeError: If a callback is not one of `tf_keras`.
             ValueError: If an array is not finite, out of range or of the wrong shape, batches have no target, there is
                 a class_weight, or the callbacks do not fit.
-            tf.errors.InvalidArgumentError: If a batch of a `tf.data.Dataset` is out of range, when it comes.
         """
         if class_weight is not None:
             raise ValueError(
