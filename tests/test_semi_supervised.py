@@ -396,6 +396,16 @@ def test_images_are_deformed_in_training_alone(batch):
     np.testing.assert_array_equal(encoded[0].mean(), encoded[1].mean())
 
 
+def test_a_deformation_that_is_changed_takes_effect(m2, batch):
+    m2.compile(keras.optimizers.SGD(0.0), loss=SemiSupervisedNegativeELBO())
+    losses = []
+    for deformation in (0.0, 0.0, 1.0):
+        m2.deformation = deformation
+        m2.step.assign(0)
+        losses.append(m2.fit(batch, batch[0], shuffle=False, verbose=0).history["loss"][0])
+    assert losses[0] == losses[1] != losses[2]
+
+
 def test_it_is_saved_and_loaded(m2, batch, tmp_path):
     m2.save(tmp_path / "m2.keras")
     unlabelled = (batch[0], 0 * batch[1])

@@ -31,8 +31,8 @@ _OF_EVALUATION = (
     _EVALUATION,
     *(f"figures/{name}.png" for name in ("latent", "calibration", "class_tables", "neighbours")),
 )
-# What a new run in the same folder deletes, in an order in which an interrupted deletion is never taken
-# for a finished run. Its settings, which make it a run, are replaced.
+# What a new run in the same folder deletes, in an order in which an interrupted deletion is never taken for a finished
+# run. Its settings, which make it a run, are replaced.
 _CONTENTS = (
     *(*_OF_EVALUATION, _BACKUP, manifest.FILE, *_FIGURES, "tensorboard"),
     *(name for name in _FILES if name not in (_EVALUATION, _CONFIG)),
