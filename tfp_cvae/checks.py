@@ -109,6 +109,17 @@ def sum_to_one(name: str, value: np.ndarray) -> None:
         raise ValueError(f"{name}: expected rows that sum to 1 (one-hot, or a mixture), got {sums[row]} in row {row}")
 
 
+def probabilities(name: str, value: Any, size: int) -> np.ndarray:
+    """Returns `size` numbers >= 0, not all 0, as float64 that sum to 1."""
+    array = np.asarray(value)
+    if not np.issubdtype(array.dtype, np.number):
+        raise TypeError(f"{name}: expected {size} numbers, got {value!r:.80}")
+    array = array.astype(np.float64)
+    if array.shape != (size,) or not (np.all(array >= 0) and 0 < array.sum() < np.inf):
+        raise ValueError(f"{name}: expected {size} numbers >= 0, not all 0, got {value!r:.80}")
+    return array / array.sum()
+
+
 def one_hot_or_zero(name: str, value: np.ndarray) -> None:
     """Checks that each row is one-hot, or zero, for no label."""
     good = np.all((value == 0) | (value == 1), axis=-1) & (value.sum(axis=-1) <= 1)

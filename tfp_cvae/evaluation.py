@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ def evaluate(
     config: EvaluationConfig | None = None,
     *,
     binarization: Binarization = "dynamic",
+    class_probabilities: Sequence[float] | None = None,
     jit_compile: bool = False,
     verbose: int = 0,
     strategy: tf.distribute.Strategy | None = None,
@@ -39,9 +41,11 @@ def evaluate(
 
     Args:
         cvae: The model.
-        dataset: The data set. Its training split gives p(y), and fits the probe and the classifiers.
+        dataset: The data set. Its training split fits the probe and the classifiers, and is searched for neighbours.
         config: How much to measure; None for everything at full length.
         binarization: As of the model's training.
+        class_probabilities: p(y), `[num_classes]`, >= 0 and scaled to sum 1; None for that of the model, which is the
+            share of each class in the training split, and equal ones for a `SemiSupervisedCVAE`.
         jit_compile: Whether to compile the importance-weighted pass with XLA, which makes dense networks faster and
             convolutions slower.
         verbose: As for `fit`: 1 shows progress bars, 2 a line for each part.
@@ -52,10 +56,19 @@ def evaluate(
         The results. They do not depend on how images are batched. Sets the global seed of Keras.
 
     Raises:
-        ValueError: If model and data set do not fit, or the model gives numbers that are not finite.
+        ValueError: If model and data set do not fit, the model gives numbers that are not finite, or
+            `class_probabilities` are no probabilities.
+        TypeError: If `class_probabilities` are no numbers.
     """
     config = config or EvaluationConfig()
     _check_fit(cvae, dataset)
+    if class_probabilities is not None:
+        probabilities = checks.probabilities("class_probabilities", class_probabilities, cvae.num_classes)
+    elif isinstance(cvae, SemiSupervisedCVAE):
+        # No more may be known of it than the labels that were given tell.
+        probabilities = np.full(cvae.num_classes, 1 / cvae.num_classes)
+    else:
+        probabilities = dataset.class_probabilities()
     begin = time.perf_counter()
     chosen = _choice(len(dataset.test), config.num_images, config.seed)
     image, labels = dataset.test.binarized(binarization, rows=chosen), dataset.test.labels[chosen]
@@ -68,10 +81,9 @@ def evaluate(
     samples, recognised = (
         _sample_quality(cvae, dataset, config, binarization, verbose, strategy) if cvae.num_classes else (None, None)
     )
-    semi_supervised = isinstance(cvae, SemiSupervisedCVAE)
     classified = (
         label_posterior_accuracy(cvae, dataset.train, image, labels, binarization)
-        if semi_supervised or (not cvae.num_classes and dataset.num_classes > 1)
+        if isinstance(cvae, SemiSupervisedCVAE) or (not cvae.num_classes and dataset.num_classes > 1)
         else None
     )
     likelihood_begin = time.perf_counter()
@@ -101,8 +113,6 @@ def evaluate(
         "likelihood_seconds": round(end - likelihood_begin, 1),
         "seconds": round(end - begin, 1),
     }
-    # p(y) is part of that model: no more may be known of it than the labels that were given tell.
-    probabilities = np.full(cvae.num_classes, 1 / cvae.num_classes) if semi_supervised else None
     results = _likelihood_results(likelihood, dataset, label, recognised, probabilities)
     return Evaluation(
         **results,
@@ -125,7 +135,7 @@ def evaluate_run(
 
     Args:
         run: The run.
-        dataset: Data set to evaluate on, with the classes of the run's own.
+        dataset: Data set to evaluate on, with the classes of the run's own. p(y) is that of the run, as it is exported.
         config: As for `evaluate`.
         verbose: As for `evaluate`.
         strategy: As for `evaluate`; the chief writes.
@@ -149,6 +159,8 @@ def evaluate_run(
         dataset,
         config,
         binarization=run.config.binarization,
+        # A uniform p(y) is part of a model that learns without labels.
+        class_probabilities=None if run.config.semi_supervised else run.class_probabilities or None,
         jit_compile=run.config.suits_xla,
         verbose=verbose,
         strategy=strategy,
@@ -190,7 +202,7 @@ def _likelihood_results(
     dataset: Dataset,
     label: np.ndarray | None,
     recognised: np.ndarray | None,
-    class_probabilities: np.ndarray | None,
+    class_probabilities: np.ndarray,
 ) -> dict[str, Any]:
     row = np.arange(len(likelihood.elbo))
     true = np.zeros(len(row), int) if label is None else label
@@ -202,9 +214,8 @@ def _likelihood_results(
         nothing = dict.fromkeys(("log_p_x_given_y", "bayes_accuracy", "calibration", "label"))
         return {**results, **nothing, "log_p_x": Estimate.of(log_likelihood), "per_class": {}}
     # log p(x,y) = log p(x|y) + log p(y)
-    if class_probabilities is None:
-        class_probabilities = dataset.class_probabilities()
-    log_joint = likelihood.blind + np.log(class_probabilities)
+    with np.errstate(divide="ignore"):
+        log_joint = likelihood.blind + np.log(class_probabilities)
     log_evidence = np.logaddexp.reduce(log_joint, axis=1)
     correct, calibration = classify(log_joint, label)
     classes = [label == number for number in range(dataset.num_classes)]

@@ -72,7 +72,11 @@ def export_saved_model(
             f"cvae: expected a CVAE, got {cvae!r:.80}; for a run folder, use export_run(Run.load(folder), ...)"
         )
     num_importance_samples = checks.integer("num_importance_samples", num_importance_samples, 1)
-    probabilities = _class_probabilities(class_probabilities, cvae.num_classes)
+    probabilities = (
+        np.full(cvae.num_classes, 1 / max(1, cvae.num_classes))
+        if class_probabilities is None
+        else checks.probabilities("class_probabilities", class_probabilities, cvae.num_classes)
+    )
     base = checks.versions_folder("base_path", base_path)
     functions = signatures(cvae, num_importance_samples, probabilities)
     requests = {name: _warmup_inputs(function) for name, function in functions.items()}
@@ -151,18 +155,6 @@ def server_commands(version: pathlib.Path) -> str:
         ["tfp-cvae", "request", "--url", url, *label, "--count", "16", "--output", "images.png"],
     ]
     return "\n".join(map(shlex.join, commands))
-
-
-def _class_probabilities(given: Sequence[float] | None, num_classes: int) -> np.ndarray:
-    if given is None:
-        return np.full(num_classes, 1 / max(1, num_classes))
-    probabilities = np.asarray(given)
-    if not np.issubdtype(probabilities.dtype, np.number):
-        raise TypeError(f"class_probabilities: expected {num_classes} numbers, got {given!r:.80}")
-    probabilities = probabilities.astype(np.float64)
-    if probabilities.shape != (num_classes,) or not (np.all(probabilities >= 0) and 0 < probabilities.sum() < np.inf):
-        raise ValueError(f"class_probabilities: expected {num_classes} numbers >= 0, not all 0, got {given!r:.80}")
-    return probabilities / probabilities.sum()
 
 
 def _weights(cvae: CVAE) -> tf.Module:

@@ -17,11 +17,11 @@ _BATCH_SIZE = 500
 def variance_of_means(mean: np.ndarray, label: np.ndarray | None) -> np.ndarray:
     """Var_x(E_q(z|x,y)[z_j]) of each latent dimension; of labelled images, within the classes.
 
-    What differs between the classes alone is a matter of the prior p(z|y), and tells nothing of the image. An estimate
-    without bias; 0 if there is no more than one image of each class.
+    What differs between the classes alone tells nothing of the image. An estimate without bias; 0 if there is no more
+    than one image of each class.
 
     Args:
-        mean: Posterior means, `[n, latent_size]`.
+        mean: Posterior means as the prior sees them (`posterior_statistics`), `[n, latent_size]`.
         label: Classes, `[n]` integer; None without classes.
 
     Returns:
@@ -37,10 +37,11 @@ def variance_of_means(mean: np.ndarray, label: np.ndarray | None) -> np.ndarray:
 def posterior_statistics(
     cvae: CVAE, image: np.ndarray, label: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Means, samples in the space of the prior's noise, and rate of each dimension.
+    """Means and samples in the space of the prior's noise, and rate of each dimension.
 
-    The sample is z ~ q(z|x,y) mapped back through the prior: e with z = f_y(e), where p(z|y) is the image of N(0, I)
-    under f_y. If the posteriors of each class fill the prior, then e is N(0, I) for every class.
+    Both are mapped back through the prior: e with z = f_y(e), where p(z|y) is the image of N(0, I) under f_y. If the
+    posteriors of each class fill the prior, then the e of z ~ q(z|x,y) is N(0, I) for every class. Place and scale of z
+    itself are free where the prior is learned.
 
     Args:
         cvae: The model.
@@ -48,8 +49,8 @@ def posterior_statistics(
         label: `[n]` integer; None without classes.
 
     Returns:
-        Posterior means `[n, latent_size]`; samples `[n, latent_size]`, each a function of its image; and the rate
-        `[n, latent_size]` in nats per image, or None if the prior is not diagonal.
+        The e of E_q(z|x,y)[z], `[n, latent_size]`; samples `[n, latent_size]`, each a function of its image; and the
+        rate `[n, latent_size]` in nats per image, or None if the prior is not diagonal.
     """
     one_hot = cvae.one_hot(label, len(image))
     parts = []
@@ -60,7 +61,7 @@ def posterior_statistics(
         noise = standard_normal(cvae.image_seed(images), [cvae.latent_size])
         latent = posterior.mean() + posterior.stddev() * noise
         output = CVAEOutput(posterior, prior, latent[tf.newaxis], None)
-        part = [posterior.mean(), prior.bijector.inverse(latent)]
+        part = [prior.bijector.inverse(posterior.mean()), prior.bijector.inverse(latent)]
         if objectives.exact_rate(output) is not None:
             part.append(objectives.rate_per_dimension(output))
         parts.append([tensor.numpy() for tensor in part])

@@ -106,12 +106,12 @@ class LatentUse:
 
     Attributes:
         latent_size: Size of z.
-        active_units: Dimensions with Var_x(E_q(z|x,y)[z_j]) > 0.01.
-        variance_of_means: Var_x(E_q(z|x,y)[z_j]) of each dimension, within the classes.
+        active_units: Dimensions with a variance of means above 0.01 (Burda et al. 2015).
+        variance_of_means: Var_x(E_q(z|x,y)[z_j]) of each dimension, within the classes, the mean seen in the space of
+            the prior's noise (`latents.posterior_statistics`), as the scale of z is free where the prior is learned.
         rate_per_dimension: Mean KL of each dimension, nats per image; None if the prior is not diagonal.
-        linear_probe: Share of the images whose class logistic regression finds in z, seen in the space of the prior's
-            noise (`latents.posterior_statistics`); None with fewer than two classes
-            among the images that it would learn from.
+        linear_probe: Share of the images whose class logistic regression finds in z, seen likewise; None with fewer
+            than two classes among the images that it would learn from.
         chance: Share of the most frequent class, which a latent without class leaves; None likewise.
     """
 
