@@ -14,13 +14,14 @@ import pytest
 import tf_keras as keras
 from conftest import stripes
 
-from tfp_cvae import figures
+from tfp_cvae import figures, plotting
 from tfp_cvae.build import build_cvae
 from tfp_cvae.callbacks import HISTORY_COLUMNS, KLWarmUp, LabelWarmUp, StopAtNonFiniteLoss, SwapEMAWeights
 from tfp_cvae.config import TrainConfig
 from tfp_cvae.flows import CouplingFlow
 from tfp_cvae.losses import NegativeELBO, NegativeIWAE
 from tfp_cvae.model import CVAE
+from tfp_cvae.plotting import image_table
 from tfp_cvae.run import Run
 from tfp_cvae.sources import load_dataset, load_training_data
 from tfp_cvae.training import build_model, compile_model, default_output, held_out_batches, train
@@ -68,6 +69,25 @@ def test_run_folder(tmp_path, npz):
         assert min(picture.shape) > 200
         assert picture.std() > 10
     assert loaded.images_by_epoch()[0].tolist() == [1, 2, 5, 10, 12]
+
+
+def test_figures_of_many_classes_show_the_first_and_say_so(tmp_path, monkeypatch):
+    """With some 700 rows a figure has more pixels than Matplotlib draws."""
+    images = np.random.default_rng(0).integers(0, 256, (420, 6, 6), np.uint8)
+    np.savez(tmp_path / "many.npz", images=images, labels=np.arange(420) % 70)
+    drawn = []
+    monkeypatch.setattr(
+        plotting, "image_table", lambda *args, **kwargs: drawn.append((args, kwargs)) or image_table(*args, **kwargs)
+    )
+    run = train(small(tmp_path / "many.npz", epochs=1), tmp_path / "run", verbose=0)
+    figures._neighbours(run, run.training_data())
+    over_epochs, classes, styles, neighbours = drawn
+    for (shown, names, *_), options in (over_epochs, classes, neighbours):
+        assert len(shown) == len(names) == 64
+        assert options["title"].endswith("(the first 64 of 70 classes)")
+    (shown, _, names), options = styles
+    assert shown.shape[1] == len(names) == 2 + 64
+    assert options["title"].endswith("under every label (the first 64 of 70 classes)")
 
 
 def test_evaluation_is_that_of_the_saved_model_on_the_test_split(once):

@@ -203,7 +203,15 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "TrainConfig":
-        """Inverse of `to_json`."""
+        """Inverse of `to_json`.
+
+        Args:
+            text: JSON of an object.
+
+        Raises:
+            TypeError: If a value is of the wrong kind.
+            ValueError: If it is no such text, a key is not a field, or a value is out of range.
+        """
         try:
             values = archive.parse_json(text)
         except (TypeError, ValueError) as error:

@@ -53,7 +53,7 @@ class Split:
         return self.rows(np.flatnonzero(self.labels != UNLABELLED)) if self.has_unlabelled() else self
 
     def rows(self, index: np.ndarray) -> "Split":
-        """Images and labels of the given indices."""
+        """Images and labels of the given indices, `[m]` integer, or of those that are True, `[n]` bool."""
         return dataclasses.replace(self, images=on_disk.rows_of(self.images, index), labels=self.labels[index])
 
     def divided(self, chosen: np.ndarray, name: str) -> tuple["Split", "Split"]:
@@ -205,7 +205,12 @@ class Split:
         conditional: bool = True,
         labelled_per_batch: int | None = None,
     ) -> int:
-        """Number of the `batches` with these arguments."""
+        """Number of the `batches` with these arguments.
+
+        Raises:
+            TypeError: If a number is of the wrong kind.
+            ValueError: If a number is out of range.
+        """
         size, rows = len(self), checks.integer("batch_size", batch_size, 1)
         if conditional and self._mixes():
             size = int(np.sum(self.labels == UNLABELLED))
@@ -339,6 +344,9 @@ def make_dataset(
             uint8 images stays on disk, and may be larger than the memory.
         validation: The same, or None.
         test: The same, with all labels; or None, if all training images have one.
+
+    Returns:
+        The data set, its images `[n, height, width, channels]` uint8.
 
     Raises:
         TypeError: If images or labels are of the wrong kind.

@@ -140,6 +140,9 @@ def evaluate_run(
         verbose: As for `evaluate`.
         strategy: As for `evaluate`; the chief writes.
 
+    Returns:
+        The results, as of `evaluate`.
+
     Raises:
         ValueError: If the run has no model yet, the data set does not fit it, or the run was trained on meanwhile.
         OSError: If the folder cannot be written; the result is printed then, if it is there.

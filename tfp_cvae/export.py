@@ -122,6 +122,18 @@ def export_run(run: Run, base_path: str | os.PathLike[str], *, num_importance_sa
 
     `classify` weighs the classes by their shares in the training images, and the card tells the names of the classes,
     the settings of the training and, if this model was evaluated, its results.
+
+    Args:
+        run: A run that has a model.
+        base_path: As for `export_saved_model`.
+        num_importance_samples: As for `export_saved_model`.
+
+    Returns:
+        The folder of the new version.
+
+    Raises:
+        TypeError: As of `export_saved_model`.
+        ValueError: If the run has no model yet, and as of `export_saved_model`.
     """
     card = {"classes": run.class_names, "config": run.config.to_dict(), "trained_with": run.versions}
     cvae = run.model()
@@ -142,7 +154,14 @@ def export_run(run: Run, base_path: str | os.PathLike[str], *, num_importance_sa
 
 
 def server_commands(version: pathlib.Path) -> str:
-    """Commands that serve an exported version, and ask it for images."""
+    """Commands that serve an exported version, and ask it for images.
+
+    Args:
+        version: Folder of a version, as `export_saved_model` returns it.
+
+    Returns:
+        A line for each command.
+    """
     base = version.parent
     config = f"--model_config_file={base / _CONFIG}"
     card = json.loads((version / "assets.extra" / "model_card.json").read_text())

@@ -17,6 +17,8 @@ _SAMPLES = 12
 _ROWS = 10
 _STYLES = 10
 _NEIGHBOURS = 8
+# More would be pictures that nobody looks at, and from 650 on more pixels than Matplotlib draws.
+_MOST_CLASSES = 64
 # Seeds from here on, so that the samples are others than those that were watched during training.
 _FIRST_SEED = 1000
 
@@ -82,6 +84,12 @@ def _short(run: Run, dataset: str) -> str:
     return dataset if path is None else os.path.basename(os.path.realpath(path))
 
 
+def _if_some(run: Run) -> str:
+    """What a title adds if not all classes are drawn."""
+    number = len(run.class_names)
+    return f" (the first {_MOST_CLASSES} of {number:,} classes)" if number > _MOST_CLASSES else ""
+
+
 def _write(run: Run, figures: Iterator[tuple[str, Figure]]) -> list[pathlib.Path]:
     folder = run.path / "figures"
     folder.mkdir(exist_ok=True)
@@ -108,10 +116,10 @@ def _figures(run: Run, cvae: CVAE, dataset: Dataset | None) -> Iterator[tuple[st
         yield (
             "generated_by_epoch",
             plotting.image_table(
-                images.swapaxes(0, 1),
-                run.class_names,
+                images[:, :_MOST_CLASSES].swapaxes(0, 1),
+                run.class_names[:_MOST_CLASSES],
                 [str(epoch) for epoch in epochs],
-                title=f"{name}: the same latent after each epoch",
+                title=f"{name}: the same latent after each epoch{_if_some(run)}",
                 row_label="class" if run.class_names else "",
                 column_label="epoch",
             ),
@@ -123,14 +131,14 @@ def _figures(run: Run, cvae: CVAE, dataset: Dataset | None) -> Iterator[tuple[st
 
 def _classes(run: Run, cvae: CVAE) -> Figure:
     """Fresh samples: a row for each class; without classes, ten rows."""
-    rows = cvae.num_classes or _ROWS
+    rows = min(cvae.num_classes, _MOST_CLASSES) or _ROWS
     seeds = _FIRST_SEED + np.arange(rows * _SAMPLES)
     label = np.repeat(np.arange(rows), _SAMPLES) if cvae.num_classes else None
     images = cvae.generate(label, seeds).numpy()
     return plotting.image_table(
         images.reshape(rows, _SAMPLES, *images.shape[1:]),
-        run.class_names,
-        title=f"{_short(run, run.config.dataset)}: fresh samples",
+        run.class_names[:rows],
+        title=f"{_short(run, run.config.dataset)}: fresh samples{_if_some(run)}",
         row_label="class" if run.class_names else "",
     )
 
@@ -170,14 +178,18 @@ def _styles(run: Run, cvae: CVAE, dataset: Dataset) -> Figure:
     columns = [image, cvae.reconstruct(image, label if cvae.num_classes else None)]
     names = ["image", "recon."]
     if one_hot is not None:
-        columns += [under_label(cvae, image, one_hot[label], row) for row in one_hot]
-        names += run.class_names
+        columns += [under_label(cvae, image, one_hot[label], row) for row in one_hot[:_MOST_CLASSES]]
+        names += run.class_names[:_MOST_CLASSES]
     return plotting.image_table(
         np.stack(columns, axis=1),
         [dataset.class_names[index] for index in label],
         names,
         title=f"{_short(run, run.config.dataset)}: {kind}"
-        + (", and their styles under every label" if cvae.num_classes else ", and their reconstructions"),
+        + (
+            f", and their styles under every label{_if_some(run)}"
+            if cvae.num_classes
+            else ", and their reconstructions"
+        ),
         row_label="class" if cvae.num_classes else "",
         column_label="decoded as" if cvae.num_classes else "",
         gap_after=2,
@@ -208,15 +220,15 @@ def _evaluation_figures(run: Run, dataset: Dataset | None) -> Iterator[tuple[str
 
 def _neighbours(run: Run, dataset: Dataset) -> Figure:
     """A generated image of each class beside the training images nearest to it."""
-    labels = np.arange(len(run.class_names))
+    labels = np.arange(len(run.class_names[:_MOST_CLASSES]))
     images = run.model().generate(labels, _FIRST_SEED + labels).numpy()
     _, index = recognition.nearest(images, dataset.train, _NEIGHBOURS)
     neighbours = dataset.train.images[index] / np.float32(255)
     return plotting.image_table(
         np.concatenate([images[:, np.newaxis], neighbours], axis=1),
-        run.class_names,
+        run.class_names[:_MOST_CLASSES],
         ["sample", *(str(rank + 1) for rank in range(index.shape[1]))],
-        title=f"samples, and the training images of {_short(run, dataset.name)} nearest to them",
+        title=f"samples, and the training images of {_short(run, dataset.name)} nearest to them{_if_some(run)}",
         row_label="class",
         gap_after=1,
     )

@@ -158,7 +158,15 @@ def _joined(read: tf.Tensor, moved: tf.Tensor, index: int) -> tf.Tensor:
 
 
 def flow_prior(num_classes: int, latent_size: int) -> keras.Model:
-    """Prior p(z|y): a flow of affine couplings that know the label, which starts as N(0, I)."""
+    """Prior p(z|y): a flow of affine couplings that know the label, which starts as N(0, I).
+
+    Args:
+        num_classes: Number of classes, >= 1.
+        latent_size: Size of z, >= 2.
+
+    Returns:
+        From `one_hot`, `[batch, num_classes]`, to a `CouplingFlow` layer.
+    """
     one_hot = keras.Input((num_classes,), name="one_hot")
     return keras.Model(one_hot, CouplingFlow(latent_size)(one_hot), name="prior")
 
@@ -170,6 +178,9 @@ def stacked_prior(num_classes: int, latent_size: int, width: int = 128) -> keras
         num_classes: Number of classes.
         latent_size: Size of z1, and of z2.
         width: Units of the two hidden layers from z2 and the label to mean and scale of z1.
+
+    Returns:
+        From `one_hot`, `[batch, num_classes]`, to a `CouplingFlow` layer over [z2, z1].
     """
     one_hot = keras.Input((num_classes,), name="one_hot")
     return keras.Model(one_hot, CouplingFlow(2 * latent_size, depth=1, width=width)(one_hot), name="prior")

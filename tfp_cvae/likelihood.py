@@ -62,6 +62,9 @@ def likelihood_under_each_label(
         verbose: As for `fit`: 1 shows a progress bar, 2 a line.
         strategy: As of `importance_estimate`.
 
+    Returns:
+        The estimates, in nats per image, and how many latents were decoded for them.
+
     Raises:
         TypeError: If a value is of the wrong kind.
         ValueError: If a value or shape is out of range, or the model gives numbers that are not finite.

@@ -200,6 +200,10 @@ class CVAE(CheckedModel):
             one_hot: `[batch, num_classes]` float32; None without classes.
             noise: `[batch, num_samples * latent_size]` float32.
             training: As for `posterior`.
+
+        Returns:
+            What `call` returns: posterior, prior, the samples z = m + s * noise, `[num_samples, batch, latent_size]`,
+            and the likelihood of each.
         """
         noise = tf.transpose(tf.reshape(noise, [-1, self.num_samples, self.latent_size]), [1, 0, 2])
         latent = posterior.mean() + posterior.stddev() * noise

@@ -141,6 +141,9 @@ class CheckedModel(keras.Model):
             class_weight: None: Keras takes it for weights of the values of `y`, which is the image.
             **kwargs: Of `keras.Model.fit`.
 
+        Returns:
+            The history: loss and metrics of each epoch, in nats per image.
+
         Raises:
             TypeError: If a callback is not one of `tf_keras`.
             ValueError: If an array is not finite, out of range or of the wrong shape, batches have no target, there is
@@ -177,7 +180,25 @@ class CheckedModel(keras.Model):
         callbacks: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Evaluates as `keras.Model.evaluate` does, after the checks of `fit`."""
+        """Evaluates as `keras.Model.evaluate` does, after the checks of `fit`.
+
+        Args:
+            x: As for `fit`.
+            y: As for `fit`.
+            batch_size: As of `keras.Model.evaluate`, and so are the others.
+            verbose: As of `keras.Model.evaluate`.
+            sample_weight: As of `keras.Model.evaluate`.
+            steps: As of `keras.Model.evaluate`.
+            callbacks: Callbacks of `tf_keras`.
+            **kwargs: Of `keras.Model.evaluate`.
+
+        Returns:
+            Loss and metrics, in nats per image, as of `keras.Model.evaluate`.
+
+        Raises:
+            TypeError: As of `fit`.
+            ValueError: As of `fit`.
+        """
         # `fit` validates through this method too, with what it has checked itself.
         if "_use_cached_eval_dataset" not in kwargs:
             self._check_arrays(x, y)
@@ -194,7 +215,23 @@ class CheckedModel(keras.Model):
         callbacks: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Reconstructs images at the posterior mean, as `reconstruct`, after the checks of `fit`."""
+        """Reconstructs images at the posterior mean, as `reconstruct`, after the checks of `fit`.
+
+        Args:
+            x: As for `fit`; batches may have a target, which is left aside.
+            batch_size: As of `keras.Model.predict`, and so are the others.
+            verbose: As of `keras.Model.predict`.
+            steps: As of `keras.Model.predict`.
+            callbacks: Callbacks of `tf_keras`.
+            **kwargs: Of `keras.Model.predict`.
+
+        Returns:
+            Pixel probabilities, `[n, height, width, channels]` float32 in [0, 1], NumPy.
+
+        Raises:
+            TypeError: As of `fit`.
+            ValueError: As of `fit`.
+        """
         self._check_inputs(x)
         x = self._checked_batches(x, with_target=False)
         check_callbacks(callbacks)
@@ -205,8 +242,15 @@ class CheckedModel(keras.Model):
 
         The file is replaced as a whole: an interrupted save leaves the earlier file as it was.
 
+        Args:
+            filepath: File to write, a name that ends in `.keras`.
+            overwrite: Whether it may exist.
+            save_format: None or "keras".
+            **kwargs: Of `keras.Model.save`.
+
         Raises:
-            ValueError: If `filepath` does not end in `.keras`, or another format is asked for.
+            ValueError: If `filepath` does not end in `.keras`, another format is asked for, or the file exists and
+                `overwrite` is False.
         """
         if save_format not in (None, "keras") or not os.fspath(filepath).endswith(".keras"):
             raise ValueError(f"filepath: {_KERAS_FORMAT_ONLY}, got {os.fspath(filepath)!r}")

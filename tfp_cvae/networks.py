@@ -29,7 +29,18 @@ class Networks(NamedTuple):
 
 
 def mlp(image_shape: tuple[int, ...], num_classes: int, latent_size: int, width: int, depth: int) -> Networks:
-    """Fully connected networks: `depth` hidden layers of `width` units each way, the label in the bias of each."""
+    """Fully connected networks: `depth` hidden layers of `width` units each way, the label in the bias of each.
+
+    Args:
+        image_shape: (height, width, channels).
+        num_classes: Number of classes; 0 without.
+        latent_size: Size of z, >= 1.
+        width: Units of a hidden layer.
+        depth: Hidden layers each way.
+
+    Returns:
+        Encoder and decoder.
+    """
 
     def hidden(tensor: tf.Tensor, one_hot: tf.Tensor | None) -> tf.Tensor:
         return _hidden_layers(tensor, one_hot, width, depth)
@@ -42,6 +53,16 @@ def residual(image_shape: tuple[int, ...], num_classes: int, latent_size: int, w
 
     A block adds `Dense(silu(Dense(silu(LayerNorm(h)))))` to h; its last layer starts at zero, so that the network
     starts shallow.
+
+    Args:
+        image_shape: (height, width, channels).
+        num_classes: Number of classes; 0 without.
+        latent_size: Size of z, >= 1.
+        width: Units of a block.
+        depth: Blocks each way.
+
+    Returns:
+        Encoder and decoder.
     """
 
     def hidden(tensor: tf.Tensor, one_hot: tf.Tensor | None) -> tf.Tensor:
@@ -63,6 +84,16 @@ def conv(image_shape: tuple[int, ...], num_classes: int, latent_size: int, width
 
     `width` channels at half the image's height and width, twice as many at a quarter. The label enters as a bias of
     the channels, and again beside the dense layers.
+
+    Args:
+        image_shape: (height, width, channels).
+        num_classes: Number of classes; 0 without.
+        latent_size: Size of z, >= 1.
+        width: Channels at half the resolution.
+        depth: Blocks at each resolution.
+
+    Returns:
+        Encoder and decoder.
     """
     height, width_, channels = image_shape
     half = (-(-height // 2), -(-width_ // 2))
@@ -108,6 +139,9 @@ def stacked(m1: Networks, num_classes: int, width: int = 128) -> Networks:
         m1: Encoder and decoder without label.
         num_classes: Number of classes, >= 1.
         width: Units of the two hidden layers between z1 and z2.
+
+    Returns:
+        Encoder and decoder of z.
     """
     (latent_size,) = m1.decoder.input_shape[1:]
     image, one_hot = m1.encoder.input, _one_hot_input(num_classes)
@@ -127,14 +161,31 @@ def stacked(m1: Networks, num_classes: int, width: int = 128) -> Networks:
 
 
 def label_prior(num_classes: int, latent_size: int) -> keras.Model:
-    """Prior p(z|y): a diagonal normal for each class, which starts as N(0, I)."""
+    """Prior p(z|y): a diagonal normal for each class, which starts as N(0, I).
+
+    Args:
+        num_classes: Number of classes, >= 1.
+        latent_size: Size of z, >= 1.
+
+    Returns:
+        From `one_hot`, `[batch, num_classes]`, to a `MultivariateNormalDiag` layer.
+    """
     one_hot = keras.Input((num_classes,), name="one_hot")
     params = _head(MultivariateNormalDiag.params_size(latent_size), kernel_initializer="zeros", use_bias=False)(one_hot)
     return keras.Model(one_hot, MultivariateNormalDiag(latent_size)(params), name="prior")
 
 
 def convolutional_classifier(image_shape: tuple[int, ...], num_classes: int, width: int = 16) -> keras.Model:
-    """q(y|x): three convolutions, each with max pooling, which makes small shifts matter less, and a hidden layer."""
+    """q(y|x): three convolutions, each with max pooling, which makes small shifts matter less, and a hidden layer.
+
+    Args:
+        image_shape: (height, width, channels).
+        num_classes: Number of classes, >= 1.
+        width: Channels of the first convolution; the others have twice and four times as many, as has the hidden layer.
+
+    Returns:
+        From `image`, `[batch, height, width, channels]`, to a `OneHotCategorical` layer.
+    """
     tensor = image = keras.Input(image_shape, name="image")
     for filters, size in ((width, 5), (2 * width, 3), (4 * width, 3)):
         tensor = keras.layers.MaxPooling2D(padding="same")(_convolution(filters, size)(tensor))
@@ -199,6 +250,13 @@ def add_label(tensor: tf.Tensor, one_hot: tf.Tensor | None) -> tf.Tensor:
 
     A label that is merely joined to many inputs starts out so weak that the latent learns to carry the class, and then
     p(z|y) does not know it.
+
+    Args:
+        tensor: `[batch, ..., units]`, symbolic.
+        one_hot: `[batch, num_classes]`, symbolic; None without classes.
+
+    Returns:
+        As `tensor`, and `tensor` itself without classes.
     """
     if one_hot is None:
         return tensor

@@ -42,6 +42,9 @@ def load_pictures(path: pathlib.Path) -> Dataset:
     Args:
         path: An existing folder.
 
+    Returns:
+        The data set.
+
     Raises:
         ValueError: If it is not as expected.
         OSError: If there is no room for the files.

@@ -23,6 +23,9 @@ def lower_bound(history: Mapping[str, Sequence[float] | np.ndarray], title: str 
         history: Columns `elbo`, `rate`, `distortion` and, if there was a validation, the same with `val_` before the
             name, in nats per image, as of the `history` that `fit` returns; `epoch` if it is not 1, 2, ...
         title: Title of the figure.
+
+    Returns:
+        The figure, which a notebook shows.
     """
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     bound, parts = figure.subplots(1, 2)
@@ -131,6 +134,9 @@ def calibration(reliability: np.ndarray, selective_accuracy: np.ndarray, title: 
         reliability: Mean confidence, accuracy and number of images of each bin, `[bins, 3]`.
         selective_accuracy: Rows of the share of the images that is classified, and the accuracy on them, `[s, 2]`.
         title: Title of the figure.
+
+    Returns:
+        The figure, which a notebook shows.
     """
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -167,6 +173,9 @@ def class_tables(confusion: np.ndarray, elbo_by_label: np.ndarray, class_names: 
         elbo_by_label: Mean ELBO by true class (row) and label given (column), `[c, c]`, nats per image.
         class_names: Names of the classes.
         title: Title of the figure.
+
+    Returns:
+        The figure, which a notebook shows.
     """
     side = min(12.0, 2.5 + 0.42 * len(class_names))
     figure = Figure(figsize=(2 * side + 1, side), layout="constrained")
@@ -199,9 +208,12 @@ def latent(variance_of_means: np.ndarray, rate_per_dimension: np.ndarray | None,
     """How much each latent dimension is used, the most used first.
 
     Args:
-        variance_of_means: Var_x(E_q(z|x,y)[z_j]), `[latent_size]`.
+        variance_of_means: Var_x(E_q(z|x,y)[z_j]) as the prior sees it (`results.LatentUse`), `[latent_size]`.
         rate_per_dimension: Mean KL of each dimension in nats, `[latent_size]`, or None.
         title: Title of the figure.
+
+    Returns:
+        The figure, which a notebook shows.
     """
     panels = [("Variance of the posterior mean", np.asarray(variance_of_means))]
     if rate_per_dimension is not None:

@@ -78,6 +78,9 @@ class Run:
             overwrite: Whether to delete the run that the folder may hold, with all that is in `tensorboard/`. Other
                 files are left alone.
 
+        Returns:
+            The run, which has its settings and nothing else yet.
+
         Raises:
             ValueError: If the folder exists and is not empty, or `overwrite` is to delete what is not a run.
         """
@@ -112,6 +115,12 @@ class Run:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Run":
         """Opens a run folder.
+
+        Args:
+            path: The folder.
+
+        Returns:
+            The run.
 
         Raises:
             TypeError: If a setting is of the wrong kind.
@@ -153,6 +162,9 @@ class Run:
         A file or folder is looked for where it was when the training was begun, and then, as the run may have been
         moved with it, where its name points to from the current folder. If there are two, it is the one with the
         fingerprint of the run.
+
+        Returns:
+            The data set; images that had no label in the training have none here.
 
         Raises:
             TypeError: If images or labels are of the wrong kind.
@@ -268,7 +280,11 @@ class Run:
         return int(label)
 
     def history(self) -> list[dict[str, float]]:
-        """Rows of `history.csv`, one for each epoch, by `callbacks.HISTORY_COLUMNS`; none before the first epoch."""
+        """Rows of `history.csv`, one for each epoch, by `callbacks.HISTORY_COLUMNS`; none before the first epoch.
+
+        Raises:
+            ValueError: If the file is not as it was written.
+        """
         file = self.path / "history.csv"
         if not file.is_file():
             return []
@@ -286,6 +302,9 @@ class Run:
 
     def model(self) -> "CVAE":
         """Loads the trained model.
+
+        Returns:
+            The model, not compiled.
 
         Raises:
             ValueError: If the run has not saved one yet.
@@ -316,7 +335,11 @@ class Run:
         return (self.path / "images_by_epoch.npz").is_file()
 
     def images_by_epoch(self) -> tuple[np.ndarray, np.ndarray]:
-        """What `callbacks.ImageGrid` kept: epochs `[e]` int64 and images `[e, rows, height, width, channels]` uint8."""
+        """What `callbacks.ImageGrid` kept: epochs `[e]` int64 and images `[e, rows, height, width, channels]` uint8.
+
+        Raises:
+            ValueError: If the file is not as it was written.
+        """
         file = self.path / "images_by_epoch.npz"
         arrays = archive.load_arrays(file, ("epochs", "images"))
         epochs, images = arrays.get("epochs"), arrays.get("images")

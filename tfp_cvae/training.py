@@ -247,7 +247,15 @@ def _steps_per_epoch(config: TrainConfig, dataset: Dataset) -> int:
 
 
 def build_model(config: TrainConfig, dataset: Dataset) -> CVAE:
-    """Builds the untrained model of a configuration; each pixel's bias starts at the log-odds of its mean."""
+    """Builds the untrained model of a configuration; each pixel's bias starts at the log-odds of its mean.
+
+    Args:
+        config: Settings.
+        dataset: Whose images and classes the model is for.
+
+    Returns:
+        The model, not compiled.
+    """
     build = build_cvae
     if config.semi_supervised:
         build = functools.partial(
@@ -272,7 +280,13 @@ def build_model(config: TrainConfig, dataset: Dataset) -> CVAE:
 
 
 def compile_model(cvae: CVAE, config: TrainConfig, steps_per_epoch: int) -> None:
-    """Compiles a model with the loss, optimizer and metrics of a configuration."""
+    """Compiles a model with the loss, optimizer and metrics of a configuration.
+
+    Args:
+        cvae: Of `build_model`.
+        config: Settings.
+        steps_per_epoch: Batches of an epoch, by which the learning rate falls.
+    """
     learning_rate = config.learning_rate
     if config.learning_rate_schedule == "cosine":
         learning_rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps_per_epoch * config.epochs)
