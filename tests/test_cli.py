@@ -152,6 +152,13 @@ def test_the_traceback_behind_an_error_can_be_seen(tmp_path, monkeypatch):
         main(["check", str(tmp_path)])
 
 
+def test_a_network_larger_than_the_memory_is_one_line(tmp_path, npz, capfd):
+    words = ["train", "--dataset", str(npz), "--width", "1000000", "--output", str(tmp_path / "run")]
+    assert main(words) == 2
+    expected = "memory: expected what this machine has, got a tensor of shape[1000000,1000000]; lower width, "
+    assert capfd.readouterr().err.splitlines()[-1].startswith(f"error: {expected}")
+
+
 def test_nobody_reads_what_is_printed():
     reader, writer = os.pipe()
     os.close(reader)

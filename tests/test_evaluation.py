@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
-from conftest import stripes
+from conftest import perturb, stripes
 from scipy.special import logsumexp
 from sklearn.metrics import accuracy_score
 
@@ -18,7 +18,7 @@ from tfp_cvae.build import build_cvae
 from tfp_cvae.config import EvaluationConfig, TrainConfig
 from tfp_cvae.data import make_dataset
 from tfp_cvae.evaluation import evaluate, evaluate_run
-from tfp_cvae.flows import CouplingFlow
+from tfp_cvae.flows import CouplingFlow, flow_prior
 from tfp_cvae.importance import importance_estimate
 from tfp_cvae.losses import NegativeELBO
 from tfp_cvae.model import CVAE
@@ -250,13 +250,22 @@ def test_the_probe_finds_a_class_that_is_in_the_latent_and_no_other():
 
 def test_the_scale_of_a_learned_prior_is_not_counted(cvae, dataset):
     """Of p(z|y) = N(m_y, diag(s_y^2)) the mean is seen as (E[z] - m_y) / s_y."""
-    (table,) = cvae.prior_network.trainable_variables
-    table.assign(np.random.default_rng(0).normal(size=table.shape))
     image, label, one_hot = dataset.test.binarized(), dataset.test.labels, dataset.test.one_hot()
     posterior, prior = cvae.posterior(image, one_hot), cvae.prior(one_hot)
     assert np.ptp(prior.stddev()) > 0.5
     mean, _, _ = latents.posterior_statistics(cvae, image, label)
     np.testing.assert_allclose(mean, (posterior.mean() - prior.mean()) / prior.stddev(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_mean_is_mapped_back_through_a_flow(cvae, dataset):
+    flow = flow_prior(3, 4)
+    perturb(flow, 0.1)
+    cvae = CVAE(cvae.encoder, cvae.decoder, flow)
+    image, label, one_hot = dataset.test.binarized(), dataset.test.labels, dataset.test.one_hot()
+    mean, _, _ = latents.posterior_statistics(cvae, image, label)
+    expected = cvae.posterior(image, one_hot).mean()
+    assert np.max(np.abs(mean - expected)) > 0.1
+    np.testing.assert_allclose(cvae.prior(one_hot).bijector.forward(mean), expected, atol=1e-4)
 
 
 @pytest.mark.usefixtures("quick_judge")
@@ -391,24 +400,35 @@ def test_models_that_do_not_fit(dataset, make, message):
         evaluate(make(), dataset, TINY)
 
 
-def test_class_probabilities_that_are_none(dataset):
-    cvae = build_cvae(dataset.image_shape, 3, width=4)
-    with pytest.raises(ValueError, match=r"class_probabilities: expected 3 numbers >= 0, not all 0, got \[1, 2\]"):
-        evaluate(cvae, dataset, TINY, class_probabilities=[1, 2])
+@pytest.mark.parametrize(
+    ("num_classes", "given", "error", "message"),
+    [
+        (3, [1, 2], ValueError, r"class_probabilities: expected 3 numbers >= 0, not all 0, got \[1, 2\]"),
+        (3, ["a", "b", "c"], TypeError, "class_probabilities: expected 3 numbers, got .'a', 'b'"),
+        (0, [1.0], ValueError, r"class_probabilities: expected None for a model without classes, got \[1.0\]"),
+    ],
+)
+def test_wrong_class_probabilities(dataset, num_classes, given, error, message):
+    cvae = build_cvae(dataset.image_shape, num_classes, width=4)
+    with pytest.raises(error, match=message):
+        evaluate(cvae, dataset, TINY, class_probabilities=given)
 
 
 @pytest.mark.usefixtures("quick_judge")
 def test_a_run_keeps_its_class_probabilities_on_other_data(npz, tmp_path):
     """p(y) belongs to the model, as it is exported, whatever the data set that it is evaluated on."""
+    images, labels = stripes()
+    rare = (labels != 2) | (np.arange(len(labels)) % 4 == 0)
+    np.savez(npz, images=images[rare], labels=labels[rare])
     run = train(TrainConfig(dataset=str(npz), epochs=1, batch_size=32, width=8), tmp_path / "run", verbose=0)
-    data = load_dataset(str(npz))
-    frequent = np.concatenate([np.flatnonzero(data.train.labels == 0), np.flatnonzero(data.train.labels)[:20]])
-    split = dataclasses.replace(data.train, images=data.train.images[frequent], labels=data.train.labels[frequent])
-    other = dataclasses.replace(data, train=split)
-    assert other.class_probabilities()[0] > 0.6
-    found = evaluate_run(run, other, TINY).log_p_x.mean
-    assert found == evaluate_run(run, data, TINY).log_p_x.mean
-    assert abs(found - evaluate(run.model(), other, TINY).log_p_x.mean) > 0.05
+    own = np.bincount(run.training_data().train.labels) / len(run.training_data().train)
+    assert own[2] < 0.2
+    other = make_dataset("other", run.class_names, (images, labels))
+    result = evaluate_run(run, other, TINY)
+    np.testing.assert_allclose(result.protocol["class_probabilities"], own)
+    unknown = evaluate_run(dataclasses.replace(run, class_probabilities=()), other, TINY)
+    np.testing.assert_allclose(unknown.protocol["class_probabilities"], [1 / 3] * 3, atol=0.02)
+    assert abs(result.log_p_x.mean - unknown.log_p_x.mean) > 0.02
 
 
 def test_a_run_of_other_classes(dataset, npz, tmp_path):

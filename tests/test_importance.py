@@ -133,6 +133,15 @@ def test_unlikely_labels_keep_their_first_estimate(narrow):
     every = likelihood_under_each_label(narrow, image, num_samples=300, label_margin=1e9)
     np.testing.assert_array_equal(unseen.num_samples, np.where(unlikely, SAMPLES_PER_BLOCK, 300))
     np.testing.assert_allclose(unseen.blind, np.where(unlikely, first.blind, every.blind), rtol=1e-5)
+    # A label that cannot be is no measure for the others, nor gets more samples.
+    log_prior = np.array([-np.inf, -np.inf, 0.0])
+    joint = first.blind + log_prior
+    weighed = likelihood_under_each_label(
+        narrow, image, num_samples=300, label_margin=margin, log_class_probabilities=log_prior
+    )
+    likely = joint >= joint.max(axis=1, keepdims=True) - margin
+    assert np.any(likely & unlikely)
+    np.testing.assert_array_equal(weighed.num_samples, np.where(likely, 300, SAMPLES_PER_BLOCK))
     # The true label is weighed with all samples, which classification must not profit from.
     true = np.eye(CLASSES, dtype=bool)[label]
     assert np.any(unlikely & true)

@@ -520,8 +520,8 @@ def test_few_labels_are_enough(model, tmp_path, monkeypatch):
     # The shares of the few labels are not served: p(y) is uniform in this model.
     served = mock.Mock()
     monkeypatch.setattr(export, "export_saved_model", served)
-    export.export_run(run, tmp_path / "served")
-    assert served.call_args.kwargs["class_probabilities"] is None
+    export.export_run(dataclasses.replace(run, class_probabilities=(0.5, 0.3, 0.2)), tmp_path / "served")
+    assert served.call_args.kwargs["class_probabilities"] == pytest.approx([1 / 3] * 3)
 
 
 def test_the_cvae_refuses_images_without_label(cvae, dataset):

@@ -83,10 +83,15 @@ def test_figures_of_many_classes_show_the_first_and_say_so(tmp_path, monkeypatch
     figures._neighbours(run, run.training_data())
     over_epochs, classes, styles, neighbours = drawn
     for (shown, names, *_), options in (over_epochs, classes, neighbours):
-        assert len(shown) == len(names) == 64
+        assert len(shown) == 64
+        assert names == run.class_names[:64]
         assert options["title"].endswith("(the first 64 of 70 classes)")
+    np.testing.assert_array_equal(over_epochs[0][0][:, 0], run.images_by_epoch()[1][0, :64])
+    np.testing.assert_array_equal(classes[0][0][:, 0], run.model().generate(np.arange(64), 1000 + 12 * np.arange(64)))
+    np.testing.assert_array_equal(neighbours[0][0][:, 0], run.model().generate(np.arange(64), 1000 + np.arange(64)))
     (shown, _, names), options = styles
     assert shown.shape[1] == len(names) == 2 + 64
+    assert tuple(names[2:]) == run.class_names[:64]
     assert options["title"].endswith("under every label (the first 64 of 70 classes)")
 
 

@@ -111,12 +111,14 @@ def sum_to_one(name: str, value: np.ndarray) -> None:
 
 def probabilities(name: str, value: Any, size: int) -> np.ndarray:
     """Returns `size` numbers >= 0, not all 0, as float64 that sum to 1."""
+    if size == 0:
+        raise ValueError(f"{name}: expected None for a model without classes, got {_shown(value)}")
     array = np.asarray(value)
     if not np.issubdtype(array.dtype, np.number):
-        raise TypeError(f"{name}: expected {size} numbers, got {value!r:.80}")
+        raise TypeError(f"{name}: expected {size} numbers, got {_shown(value)}")
     array = array.astype(np.float64)
     if array.shape != (size,) or not (np.all(array >= 0) and 0 < array.sum() < np.inf):
-        raise ValueError(f"{name}: expected {size} numbers >= 0, not all 0, got {value!r:.80}")
+        raise ValueError(f"{name}: expected {size} numbers >= 0, not all 0, got {_shown(value)}")
     return array / array.sum()
 
 

@@ -56,6 +56,9 @@ def label_posterior_accuracy(
         image: Images to classify, `[n, height, width, channels]`, in [0, 1].
         label: Their classes, `[n]` integer.
         binarization: Of the training images.
+
+    Returns:
+        The accuracy, in [0, 1].
     """
     if isinstance(cvae, SemiSupervisedCVAE):
         return Estimate.of(np.argmax(cvae.classify_fast(image), axis=-1) == label)

@@ -19,7 +19,8 @@ import tyro
 import tfp_cvae
 from tfp_cvae import archive, commands, recipes
 from tfp_cvae.config import TrainConfig, default_output
-from tfp_cvae.run import Run, has_config
+from tfp_cvae.run import Run
+from tfp_cvae.run_folder import has_config
 
 _DESCRIPTION = (
     "Class-conditional variational autoencoders: train, evaluate, generate, serve. --version prints the version."
@@ -49,12 +50,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with open(os.devnull, "w") as devnull:
             os.dup2(devnull.fileno(), sys.stdout.fileno())
         return 141
-    except (OSError, TypeError, ValueError) as error:
-        if os.environ.get("TFP_CVAE_TRACEBACK"):
+    except Exception as error:
+        explained = _explained(error)
+        if explained is None or os.environ.get("TFP_CVAE_TRACEBACK"):
             raise
-        print(f"error: {archive.one_line(error, 900)}", file=sys.stderr)
+        print(f"error: {archive.one_line(explained, 900)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _explained(error: Exception) -> str | None:
+    """What went wrong, if it is a mistake of the user; None for one of the program."""
+    if isinstance(error, (OSError, TypeError, ValueError)):
+        return str(error)
+    # That of TensorFlow, which is not imported here.
+    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
+        wanted = re.search(r"shape\[[\d,]+\]", str(error))
+        got = f"a tensor of {wanted[0]}" if wanted else "more"
+        return f"memory: expected what this machine has, got {got}; lower width, depth, latent_size or batch_size"
+    return None
 
 
 def _parse(words: list[str]) -> Any:

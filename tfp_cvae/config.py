@@ -209,8 +209,8 @@ class TrainConfig:
             text: JSON of an object.
 
         Raises:
-            TypeError: If a value is of the wrong kind.
-            ValueError: If it is no such text, a key is not a field, or a value is out of range.
+            TypeError: If it is no object, or a value is of the wrong kind.
+            ValueError: If it is no JSON, a key is not a field, or a value is out of range.
         """
         try:
             values = archive.parse_json(text)

@@ -17,8 +17,9 @@ from tfp_cvae.importance import products_per_second
 from tfp_cvae.likelihood import Likelihood, likelihood_under_each_label
 from tfp_cvae.model import CVAE
 from tfp_cvae.model_files import weights_sha256
+from tfp_cvae.protocol import held_out_protocol
 from tfp_cvae.results import ClassEvaluation, Estimate, Evaluation, LabelUse, LatentUse, SampleQuality
-from tfp_cvae.run import Run, held_out_protocol
+from tfp_cvae.run import Run
 from tfp_cvae.semi_supervised import SemiSupervisedCVAE
 
 _ACTIVE = 0.01
@@ -44,8 +45,9 @@ def evaluate(
         dataset: The data set. Its training split fits the probe and the classifiers, and is searched for neighbours.
         config: How much to measure; None for everything at full length.
         binarization: As of the model's training.
-        class_probabilities: p(y), `[num_classes]`, >= 0 and scaled to sum 1; None for that of the model, which is the
-            share of each class in the training split, and equal ones for a `SemiSupervisedCVAE`.
+        class_probabilities: p(y), `[num_classes]`, >= 0 and scaled to sum 1; None for the shares of the classes in the
+            training split of `dataset`, and for equal ones if the model is a `SemiSupervisedCVAE`. Of the model of a
+            run, evaluated on other data than its own, give `Run.label_prior`.
         jit_compile: Whether to compile the importance-weighted pass with XLA, which makes dense networks faster and
             convolutions slower.
         verbose: As for `fit`: 1 shows progress bars, 2 a line for each part.
@@ -64,11 +66,15 @@ def evaluate(
     _check_fit(cvae, dataset)
     if class_probabilities is not None:
         probabilities = checks.probabilities("class_probabilities", class_probabilities, cvae.num_classes)
+    elif not cvae.num_classes:
+        probabilities = np.empty(0)
     elif isinstance(cvae, SemiSupervisedCVAE):
         # No more may be known of it than the labels that were given tell.
         probabilities = np.full(cvae.num_classes, 1 / cvae.num_classes)
     else:
         probabilities = dataset.class_probabilities()
+    with np.errstate(divide="ignore"):
+        log_probabilities = np.log(probabilities) if cvae.num_classes else None
     begin = time.perf_counter()
     chosen = _choice(len(dataset.test), config.num_images, config.seed)
     image, labels = dataset.test.binarized(binarization, rows=chosen), dataset.test.labels[chosen]
@@ -93,6 +99,7 @@ def evaluate(
         label,
         num_samples=config.num_importance_samples,
         label_margin=config.label_margin,
+        log_class_probabilities=log_probabilities,
         seed=config.seed,
         jit_compile=jit_compile,
         verbose=verbose,
@@ -104,6 +111,7 @@ def evaluate(
         **{key: value for key, value in dataclasses.asdict(config).items() if key != "num_importance_samples"},
         "num_images": len(image),
         "num_real_test_images": len(dataset.test),
+        "class_probabilities": probabilities.tolist(),
         "weights_sha256": weights_sha256(cvae),
         "jit_compile": jit_compile,
         "num_workers": 1 if strategy is None else distribution.num_workers(strategy),
@@ -113,7 +121,7 @@ def evaluate(
         "likelihood_seconds": round(end - likelihood_begin, 1),
         "seconds": round(end - begin, 1),
     }
-    results = _likelihood_results(likelihood, dataset, label, recognised, probabilities)
+    results = _likelihood_results(likelihood, dataset, label, recognised, log_probabilities)
     return Evaluation(
         **results,
         label_posterior_accuracy=classified,
@@ -135,7 +143,8 @@ def evaluate_run(
 
     Args:
         run: The run.
-        dataset: Data set to evaluate on, with the classes of the run's own. p(y) is that of the run, as it is exported.
+        dataset: Data set to evaluate on, with the classes of the run's own. p(y) is that of the run, `Run.label_prior`,
+            if the run tells.
         config: As for `evaluate`.
         verbose: As for `evaluate`.
         strategy: As for `evaluate`; the chief writes.
@@ -162,8 +171,7 @@ def evaluate_run(
         dataset,
         config,
         binarization=run.config.binarization,
-        # A uniform p(y) is part of a model that learns without labels.
-        class_probabilities=None if run.config.semi_supervised else run.class_probabilities or None,
+        class_probabilities=run.label_prior,
         jit_compile=run.config.suits_xla,
         verbose=verbose,
         strategy=strategy,
@@ -205,7 +213,7 @@ def _likelihood_results(
     dataset: Dataset,
     label: np.ndarray | None,
     recognised: np.ndarray | None,
-    class_probabilities: np.ndarray,
+    log_class_probabilities: np.ndarray | None,
 ) -> dict[str, Any]:
     row = np.arange(len(likelihood.elbo))
     true = np.zeros(len(row), int) if label is None else label
@@ -217,8 +225,7 @@ def _likelihood_results(
         nothing = dict.fromkeys(("log_p_x_given_y", "bayes_accuracy", "calibration", "label"))
         return {**results, **nothing, "log_p_x": Estimate.of(log_likelihood), "per_class": {}}
     # log p(x,y) = log p(x|y) + log p(y)
-    with np.errstate(divide="ignore"):
-        log_joint = likelihood.blind + np.log(class_probabilities)
+    log_joint = likelihood.blind + log_class_probabilities
     log_evidence = np.logaddexp.reduce(log_joint, axis=1)
     correct, calibration = classify(log_joint, label)
     classes = [label == number for number in range(dataset.num_classes)]

@@ -17,7 +17,8 @@ from tfp_cvae import checks
 from tfp_cvae.atomic import write_atomically, write_next_version
 from tfp_cvae.model import CVAE
 from tfp_cvae.model_files import weights_sha256
-from tfp_cvae.run import Run, versions
+from tfp_cvae.protocol import versions
+from tfp_cvae.run import Run
 from tfp_cvae.semi_supervised import SemiSupervisedCVAE
 from tfp_cvae.signatures import signatures
 
@@ -147,8 +148,7 @@ def export_run(run: Run, base_path: str | os.PathLike[str], *, num_importance_sa
         cvae,
         base_path,
         num_importance_samples=num_importance_samples,
-        # A uniform p(y) is part of a model that learns without labels.
-        class_probabilities=None if isinstance(cvae, SemiSupervisedCVAE) else run.class_probabilities or None,
+        class_probabilities=run.label_prior,
         card=card,
     )
 

@@ -84,10 +84,11 @@ def _short(run: Run, dataset: str) -> str:
     return dataset if path is None else os.path.basename(os.path.realpath(path))
 
 
-def _if_some(run: Run) -> str:
-    """What a title adds if not all classes are drawn."""
+def _drawn_classes(run: Run) -> tuple[tuple[str, ...], str]:
+    """Names of the classes that are drawn, and a note for a title if these are not all."""
     number = len(run.class_names)
-    return f" (the first {_MOST_CLASSES} of {number:,} classes)" if number > _MOST_CLASSES else ""
+    note = f" (the first {_MOST_CLASSES} of {number:,} classes)" if number > _MOST_CLASSES else ""
+    return run.class_names[:_MOST_CLASSES], note
 
 
 def _write(run: Run, figures: Iterator[tuple[str, Figure]]) -> list[pathlib.Path]:
@@ -113,13 +114,14 @@ def _figures(run: Run, cvae: CVAE, dataset: Dataset | None) -> Iterator[tuple[st
         yield "lower_bound", plotting.lower_bound(columns, title)
     if run.has_images_by_epoch():
         epochs, images = run.images_by_epoch()
+        class_names, note = _drawn_classes(run)
         yield (
             "generated_by_epoch",
             plotting.image_table(
-                images[:, :_MOST_CLASSES].swapaxes(0, 1),
-                run.class_names[:_MOST_CLASSES],
+                images[:, : len(class_names) or None].swapaxes(0, 1),
+                class_names,
                 [str(epoch) for epoch in epochs],
-                title=f"{name}: the same latent after each epoch{_if_some(run)}",
+                title=f"{name}: the same latent after each epoch{note}",
                 row_label="class" if run.class_names else "",
                 column_label="epoch",
             ),
@@ -130,15 +132,16 @@ def _figures(run: Run, cvae: CVAE, dataset: Dataset | None) -> Iterator[tuple[st
 
 
 def _classes(run: Run, cvae: CVAE) -> Figure:
-    """Fresh samples: a row for each class; without classes, ten rows."""
-    rows = min(cvae.num_classes, _MOST_CLASSES) or _ROWS
+    """Fresh samples: a row for each class that is drawn; without classes, ten rows."""
+    class_names, note = _drawn_classes(run)
+    rows = len(class_names) or _ROWS
     seeds = _FIRST_SEED + np.arange(rows * _SAMPLES)
     label = np.repeat(np.arange(rows), _SAMPLES) if cvae.num_classes else None
     images = cvae.generate(label, seeds).numpy()
     return plotting.image_table(
         images.reshape(rows, _SAMPLES, *images.shape[1:]),
-        run.class_names[:rows],
-        title=f"{_short(run, run.config.dataset)}: fresh samples{_if_some(run)}",
+        class_names,
+        title=f"{_short(run, run.config.dataset)}: fresh samples{note}",
         row_label="class" if run.class_names else "",
     )
 
@@ -175,21 +178,18 @@ def _styles(run: Run, cvae: CVAE, dataset: Dataset) -> Figure:
     image, label = split.binarized(run.config.binarization, rows=chosen), split.labels[chosen]
     kind = "test images" if run.config.binarization == "none" else "binarized test images"
     one_hot = np.eye(cvae.num_classes, dtype=np.float32) if cvae.num_classes else None
+    class_names, note = _drawn_classes(run)
     columns = [image, cvae.reconstruct(image, label if cvae.num_classes else None)]
     names = ["image", "recon."]
     if one_hot is not None:
-        columns += [under_label(cvae, image, one_hot[label], row) for row in one_hot[:_MOST_CLASSES]]
-        names += run.class_names[:_MOST_CLASSES]
+        columns += [under_label(cvae, image, one_hot[label], row) for row in one_hot[: len(class_names)]]
+        names += class_names
     return plotting.image_table(
         np.stack(columns, axis=1),
         [dataset.class_names[index] for index in label],
         names,
         title=f"{_short(run, run.config.dataset)}: {kind}"
-        + (
-            f", and their styles under every label{_if_some(run)}"
-            if cvae.num_classes
-            else ", and their reconstructions"
-        ),
+        + (f", and their styles under every label{note}" if cvae.num_classes else ", and their reconstructions"),
         row_label="class" if cvae.num_classes else "",
         column_label="decoded as" if cvae.num_classes else "",
         gap_after=2,
@@ -219,16 +219,17 @@ def _evaluation_figures(run: Run, dataset: Dataset | None) -> Iterator[tuple[str
 
 
 def _neighbours(run: Run, dataset: Dataset) -> Figure:
-    """A generated image of each class beside the training images nearest to it."""
-    labels = np.arange(len(run.class_names[:_MOST_CLASSES]))
+    """A generated image of each class that is drawn, beside the training images nearest to it."""
+    class_names, note = _drawn_classes(run)
+    labels = np.arange(len(class_names))
     images = run.model().generate(labels, _FIRST_SEED + labels).numpy()
     _, index = recognition.nearest(images, dataset.train, _NEIGHBOURS)
     neighbours = dataset.train.images[index] / np.float32(255)
     return plotting.image_table(
         np.concatenate([images[:, np.newaxis], neighbours], axis=1),
-        run.class_names[:_MOST_CLASSES],
+        class_names,
         ["sample", *(str(rank + 1) for rank in range(index.shape[1]))],
-        title=f"samples, and the training images of {_short(run, dataset.name)} nearest to them{_if_some(run)}",
+        title=f"samples, and the training images of {_short(run, dataset.name)} nearest to them{note}",
         row_label="class",
         gap_after=1,
     )

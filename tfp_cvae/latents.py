@@ -15,7 +15,7 @@ _BATCH_SIZE = 500
 
 
 def variance_of_means(mean: np.ndarray, label: np.ndarray | None) -> np.ndarray:
-    """Var_x(E_q(z|x,y)[z_j]) of each latent dimension; of labelled images, within the classes.
+    """Variance over the images of each dimension of the posterior mean; of labelled images, within the classes.
 
     What differs between the classes alone tells nothing of the image. An estimate without bias; 0 if there is no more
     than one image of each class.

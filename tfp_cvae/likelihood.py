@@ -40,6 +40,7 @@ def likelihood_under_each_label(
     *,
     num_samples: int = 5000,
     label_margin: float = 20.0,
+    log_class_probabilities: np.ndarray | None = None,
     seed: int = 0,
     jit_compile: bool = False,
     verbose: int = 0,
@@ -47,9 +48,9 @@ def likelihood_under_each_label(
 ) -> Likelihood:
     """Estimates log p(x|y) of each image under every label.
 
-    Every label gets the first block of samples. Those within `label_margin` nats of the best get all samples, the first
-    among them; the others keep their first estimate, a lower bound in expectation. With one class or none, all samples
-    are drawn at once.
+    Every label gets the first block of samples. Those whose log p(x|y) + log p(y) is within `label_margin` nats of the
+    best get all samples, the first among them; the others keep their first estimate, a lower bound in expectation. With
+    one class or none, all samples are drawn at once.
 
     Args:
         cvae: The model.
@@ -57,13 +58,14 @@ def likelihood_under_each_label(
         label: True class, `[n]` integer, which gets all samples however unlikely; None for unlabelled images.
         num_samples: Importance samples K, >= 1.
         label_margin: Nats below the best label at which a label gets no further samples, >= 0.
+        log_class_probabilities: log p(y), `[num_classes]` float; None for equal ones.
         seed: Seed of the samples.
         jit_compile: Whether to compile with XLA.
         verbose: As for `fit`: 1 shows a progress bar, 2 a line.
         strategy: As of `importance_estimate`.
 
     Returns:
-        The estimates, in nats per image, and how many latents were decoded for them.
+        The estimates, each `[n, max(1, num_classes)]`.
 
     Raises:
         TypeError: If a value is of the wrong kind.
@@ -98,7 +100,8 @@ def likelihood_under_each_label(
     found = {name: getattr(first, name).reshape(size, classes) for name in _FIELDS}
     blind = found["log_likelihood"].copy()
     if num_samples > first_samples:
-        likely = blind >= blind.max(axis=1, keepdims=True) - label_margin
+        log_joint = blind if log_class_probabilities is None else blind + log_class_probabilities
+        likely = log_joint >= log_joint.max(axis=1, keepdims=True) - label_margin
         again = likely.copy()
         if label is not None:
             again[np.arange(size), label] = True

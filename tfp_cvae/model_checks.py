@@ -142,7 +142,7 @@ class CheckedModel(keras.Model):
             **kwargs: Of `keras.Model.fit`.
 
         Returns:
-            The history: loss and metrics of each epoch, in nats per image.
+            The history: loss and metrics of each epoch.
 
         Raises:
             TypeError: If a callback is not one of `tf_keras`.
@@ -193,7 +193,7 @@ class CheckedModel(keras.Model):
             **kwargs: Of `keras.Model.evaluate`.
 
         Returns:
-            Loss and metrics, in nats per image, as of `keras.Model.evaluate`.
+            Loss and metrics, as of `keras.Model.evaluate`.
 
         Raises:
             TypeError: As of `fit`.

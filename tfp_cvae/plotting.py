@@ -85,6 +85,9 @@ def image_table(
         row_label: What the rows are.
         column_label: What the columns are.
         gap_after: Number of columns after which to leave a gap; 0 for none.
+
+    Returns:
+        The figure, which a notebook shows.
     """
     images = images / np.float32(255) if images.dtype == np.uint8 else np.asarray(images, np.float32)
     rows, columns, height, width, channels = images.shape
@@ -208,14 +211,14 @@ def latent(variance_of_means: np.ndarray, rate_per_dimension: np.ndarray | None,
     """How much each latent dimension is used, the most used first.
 
     Args:
-        variance_of_means: Var_x(E_q(z|x,y)[z_j]) as the prior sees it (`results.LatentUse`), `[latent_size]`.
+        variance_of_means: Of `results.LatentUse`, `[latent_size]`.
         rate_per_dimension: Mean KL of each dimension in nats, `[latent_size]`, or None.
         title: Title of the figure.
 
     Returns:
         The figure, which a notebook shows.
     """
-    panels = [("Variance of the posterior mean", np.asarray(variance_of_means))]
+    panels = [("Variance of the posterior mean, as the prior sees it", np.asarray(variance_of_means))]
     if rate_per_dimension is not None:
         panels.append(("Rate (nats per image)", np.asarray(rate_per_dimension)))
     figure = Figure(figsize=(6 * len(panels), 4.2), layout="constrained")

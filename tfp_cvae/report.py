@@ -2,6 +2,7 @@
 
 import math
 
+from tfp_cvae.protocol import binarization_note
 from tfp_cvae.results import (
     Calibration,
     ClassEvaluation,
@@ -10,7 +11,6 @@ from tfp_cvae.results import (
     LabelUse,
     LatentUse,
     SampleQuality,
-    binarization_note,
 )
 
 

@@ -7,17 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from tfp_cvae.config import Binarization
-
-
-def binarization_note(binarization: Binarization, seed: int) -> str:
-    """What held-out images were on which a number was measured."""
-    return {
-        "dynamic": f"binarized once, seed {seed}",
-        "threshold": "binarized at 128",
-        "none": "grey, so not comparable with bounds on binary images",
-    }[binarization]
-
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
@@ -106,9 +95,10 @@ class LatentUse:
 
     Attributes:
         latent_size: Size of z.
-        active_units: Dimensions with a variance of means above 0.01 (Burda et al. 2015).
-        variance_of_means: Var_x(E_q(z|x,y)[z_j]) of each dimension, within the classes, the mean seen in the space of
-            the prior's noise (`latents.posterior_statistics`), as the scale of z is free where the prior is learned.
+        active_units: Dimensions with a variance of means above 0.01 (Burda et al. 2015, there with p(z) = N(0, I)).
+        variance_of_means: Var_x(e_j) of each dimension, within the classes, with e = f_y^-1(E_q(z|x,y)[z]) the mean
+            as the prior sees it, which is N(0, I) under z = f_y(e) (`latents.posterior_statistics`). With the prior
+            N(0, I) it is the mean itself, with one normal for each label (E_q[z] - m_y) / s_y.
         rate_per_dimension: Mean KL of each dimension, nats per image; None if the prior is not diagonal.
         linear_probe: Share of the images whose class logistic regression finds in z, seen likewise; None with fewer
             than two classes among the images that it would learn from.
@@ -159,8 +149,7 @@ class Evaluation:
         distortion: -E_q[log p(x|z,y)].
         effective_sample_size: Of the importance weights, between 1 and K.
         log_p_x_given_y: Importance-weighted estimate of log p(x|y); None without classes.
-        log_p_x: log sum_y p(y) p(x|y) from the same samples, with p(y) the class frequencies of the training split;
-            of M2 uniform.
+        log_p_x: log sum_y p(y) p(x|y) from the same samples, with the p(y) of the protocol.
         bayes_accuracy: Accuracy of argmax_y log p(x|y) + log p(y); None without classes.
         label_posterior_accuracy: Accuracy of argmax_y q(y|x), or of M1 if the model has no classes; else None.
         per_class: Results by name of the class; empty without classes.

@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import dataclasses
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -12,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfp_cvae import archive, atomic, checks, manifest, results
+from tfp_cvae import archive, atomic, checks, manifest
 from tfp_cvae.atomic import write_atomically
-from tfp_cvae.config import HELD_OUT_SEED, Binarization, TrainConfig, path_of
+from tfp_cvae.config import HELD_OUT_SEED, TrainConfig, path_of
+from tfp_cvae.protocol import binarization_note, versions
+from tfp_cvae.run_folder import BACKUP, CONFIG, check_free, check_one_of, has_config, holds_run
 
 if TYPE_CHECKING:
     from tfp_cvae.data import Dataset
     from tfp_cvae.model import CVAE
 
 _BOUND = ("elbo", "rate", "distortion", "iwae")
-_CONFIG = "config.json"
 _EVALUATION = "evaluation.json"
-_FILES = (_EVALUATION, "model.keras", "history.csv", "images_by_epoch.npz", _CONFIG)
-_BACKUP = "backup"
+_FILES = (_EVALUATION, "model.keras", "history.csv", "images_by_epoch.npz", CONFIG)
 _OLD_BACKUP = f"{atomic.TEMPORARY_PREFIX}backup"
 _FIGURES = tuple(f"figures/{name}.png" for name in ("lower_bound", "generated_by_epoch", "classes", "styles"))
 _OF_EVALUATION = (
@@ -34,8 +33,8 @@ _OF_EVALUATION = (
 # What a new run in the same folder deletes, in an order in which an interrupted deletion is never taken for a finished
 # run. Its settings, which make it a run, are replaced.
 _CONTENTS = (
-    *(*_OF_EVALUATION, _BACKUP, manifest.FILE, *_FIGURES, "tensorboard"),
-    *(name for name in _FILES if name not in (_EVALUATION, _CONFIG)),
+    *(*_OF_EVALUATION, BACKUP, manifest.FILE, *_FIGURES, "tensorboard"),
+    *(name for name in _FILES if name not in (_EVALUATION, CONFIG)),
 )
 
 # Version of the run folder: 0 had neither this number nor a backup, a manifest and the fingerprint of the data.
@@ -108,7 +107,7 @@ class Run:
         if not overwrites:
             # A run has a backup from the beginning; but the old settings may not have one to go on with.
             run.backup_folder.mkdir(exist_ok=True)
-        write_atomically(path / _CONFIG, lambda file: file.write_text(text + "\n"))
+        write_atomically(path / CONFIG, lambda file: file.write_text(text + "\n"))
         run.backup_folder.mkdir(exist_ok=True)
         return run
 
@@ -128,10 +127,10 @@ class Run:
         """
         path = pathlib.Path(path)
         if not has_config(path):
-            got = f"no {_CONFIG} in it" if path.is_dir() else "none"
+            got = f"no {CONFIG} in it" if path.is_dir() else "none"
             raise ValueError(f"run: expected the folder {str(path)!r} that `tfp-cvae train` made, got {got}")
         try:
-            content = archive.parse_json((path / _CONFIG).read_bytes())
+            content = archive.parse_json((path / CONFIG).read_bytes())
             found_versions, class_names = content.pop("versions"), content.pop("class_names")
             if not isinstance(class_names, list) or not _are_strings(*class_names, *found_versions.values()):
                 raise TypeError("names and versions that are not strings")
@@ -146,7 +145,7 @@ class Run:
         except (OSError, ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(
                 f"run: expected a folder that `tfp-cvae train` made, got {str(path)!r}, "
-                f"whose {_CONFIG} cannot be read ({type(error).__name__})"
+                f"whose {CONFIG} cannot be read ({type(error).__name__})"
             ) from error
         if format_version > FORMAT_VERSION:
             raise ValueError(
@@ -155,6 +154,16 @@ class Run:
             )
         config = TrainConfig.from_dict(content)
         return cls(path, config, tuple(class_names), class_probabilities, found_versions, dataset_sha256, dataset_path)
+
+    @property
+    def label_prior(self) -> tuple[float, ...] | None:
+        """p(y) of the model: the shares of the classes, or equal ones if it learns without labels, too (M2, M1+M2).
+
+        None of a model without classes, and of runs of format version 0, which do not tell.
+        """
+        if self.config.semi_supervised:
+            return (1 / len(self.class_names),) * len(self.class_names)
+        return self.class_probabilities or None
 
     def training_data(self) -> "Dataset":
         """Loads the data set of the training, without the labels that nothing may see.
@@ -217,7 +226,7 @@ class Run:
     @property
     def backup_folder(self) -> pathlib.Path:
         """Backups of the training; there until it is finished."""
-        return self.path / _BACKUP
+        return self.path / BACKUP
 
     def stage(self) -> str:
         """How far a training is that is not finished, for messages."""
@@ -255,7 +264,7 @@ class Run:
         """
         if not self.backup_folder.exists():
             return manifest.faults(self.path, _FILES)
-        return {_BACKUP: f"there, as {self.stage()}: go on with --resume"}
+        return {BACKUP: f"there, as {self.stage()}: go on with --resume"}
 
     def class_number(self, label: str | None) -> int | None:
         """Number of a class, from 0.
@@ -352,7 +361,7 @@ class Run:
 
     def binarization_note(self) -> str:
         """What the held-out images were on which bounds were measured."""
-        return results.binarization_note(self.config.binarization, HELD_OUT_SEED)
+        return binarization_note(self.config.binarization, HELD_OUT_SEED)
 
     def summary(self) -> str:
         """Bound on held-out images, with what it was measured on, and where everything is."""
@@ -414,33 +423,6 @@ class Run:
         return content
 
 
-def has_config(path: pathlib.Path) -> bool:
-    """Whether there is a `config.json` in a folder: of a run, or of another program."""
-    return (path / _CONFIG).is_file()
-
-
-def holds_run(path: pathlib.Path) -> bool:
-    """Whether a folder holds a run, as against nothing.
-
-    Raises:
-        ValueError: If it holds something else.
-    """
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"output: expected a new folder, got {str(path)!r}, which is a file")
-    # Hidden are the lock, and what a killed process has left half written.
-    if not path.is_dir() or all(entry.name.startswith(".") for entry in path.iterdir()):
-        return False
-    if has_config(path) and _is_of_run(path / _CONFIG):
-        return True
-    names = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
-    if names == [_BACKUP] and not any((path / _BACKUP).iterdir()):
-        # Of a process that was killed before it could write more.
-        return False
-    raise ValueError(
-        f"output: expected a new folder, got {str(path)!r}, which holds something else than a run; choose another one"
-    )
-
-
 def run_to_resume(path: pathlib.Path, config: TrainConfig, *, overwrite: bool, resume: bool) -> Run | None:
     """The run to go on with; None if a new one may be made.
 
@@ -469,30 +451,6 @@ def run_to_resume(path: pathlib.Path, config: TrainConfig, *, overwrite: bool, r
     return run
 
 
-def check_one_of(overwrite: bool, resume: bool) -> None:
-    """Raises ValueError if a run is to be both deleted and gone on with."""
-    if overwrite and resume:
-        raise ValueError("overwrite, resume: expected one of them, got both")
-
-
-def check_free(path: pathlib.Path, overwrite: bool) -> None:
-    """Raises ValueError unless a run may be made in a folder."""
-    if holds_run(path) and not overwrite:
-        raise ValueError(
-            f"output: expected a new folder, got {str(path)!r}, which holds a run; go on with it (--resume), overwrite "
-            "it (--overwrite), or choose another one"
-        )
-
-
-def _is_of_run(config: pathlib.Path) -> bool:
-    """Whether a `config.json` is that of a run, as against that of another program."""
-    try:
-        content = archive.parse_json(config.read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and {"versions", "class_names"} <= set(content)
-
-
 def _are_strings(*values: Any) -> bool:
     return all(isinstance(value, str) for value in values)
 
@@ -503,31 +461,3 @@ def _same(path: pathlib.Path | None, other: pathlib.Path | None) -> bool:
 
 def _rounded(error: float | None, kind: str = "f") -> str:
     return "?" if error is None else f"{error:.2{kind}}"
-
-
-def held_out_protocol(
-    dataset: "Dataset", binarization: Binarization, num_images: int, num_samples: int
-) -> dict[str, Any]:
-    """What numbers on test images are numbers of: the `protocol` in `evaluation.json`."""
-    return {
-        "unit": "nats per image",
-        "dataset": dataset.name,
-        "split": "test",
-        "num_images": num_images,
-        "num_samples": num_samples,
-        "binarization": binarization,
-        "binarization_seed": HELD_OUT_SEED,
-        "comparable": binarization != "none",
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of this package and of those that its results depend on."""
-    names = ("tfp-cvae", "tensorflow", "tf-keras", "tensorflow-probability", "numpy", "scikit-learn")
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "unknown"
-    return found

@@ -33,7 +33,9 @@ from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate, 
 from tfp_cvae.memory import keep_freed_memory
 from tfp_cvae.model import CVAE
 from tfp_cvae.model_files import weights_sha256
-from tfp_cvae.run import Run, check_one_of, has_config, held_out_protocol, run_to_resume, versions
+from tfp_cvae.protocol import held_out_protocol, versions
+from tfp_cvae.run import Run, run_to_resume
+from tfp_cvae.run_folder import check_one_of, has_config
 from tfp_cvae.sources import load_training_data
 
 _STEPS_PER_EXECUTION = 50

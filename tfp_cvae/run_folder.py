@@ -1,0 +1,59 @@
+"""The folder of a run: whether it holds one, and may be given to another. Imports no TensorFlow."""
+
+import pathlib
+
+from tfp_cvae import archive
+
+CONFIG = "config.json"
+BACKUP = "backup"
+
+
+def has_config(path: pathlib.Path) -> bool:
+    """Whether there is a `config.json` in a folder: of a run, or of another program."""
+    return (path / CONFIG).is_file()
+
+
+def holds_run(path: pathlib.Path) -> bool:
+    """Whether a folder holds a run, as against nothing.
+
+    Raises:
+        ValueError: If it holds something else.
+    """
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"output: expected a new folder, got {str(path)!r}, which is a file")
+    # Hidden are the lock, and what a killed process has left half written.
+    if not path.is_dir() or all(entry.name.startswith(".") for entry in path.iterdir()):
+        return False
+    if has_config(path) and _is_of_run(path / CONFIG):
+        return True
+    names = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
+    if names == [BACKUP] and not any((path / BACKUP).iterdir()):
+        # Of a process that was killed before it could write more.
+        return False
+    raise ValueError(
+        f"output: expected a new folder, got {str(path)!r}, which holds something else than a run; choose another one"
+    )
+
+
+def check_one_of(overwrite: bool, resume: bool) -> None:
+    """Raises ValueError if a run is to be both deleted and gone on with."""
+    if overwrite and resume:
+        raise ValueError("overwrite, resume: expected one of them, got both")
+
+
+def check_free(path: pathlib.Path, overwrite: bool) -> None:
+    """Raises ValueError unless a run may be made in a folder."""
+    if holds_run(path) and not overwrite:
+        raise ValueError(
+            f"output: expected a new folder, got {str(path)!r}, which holds a run; go on with it (--resume), overwrite "
+            "it (--overwrite), or choose another one"
+        )
+
+
+def _is_of_run(config: pathlib.Path) -> bool:
+    """Whether a `config.json` is that of a run, as against that of another program."""
+    try:
+        content = archive.parse_json(config.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"versions", "class_names"} <= set(content)
