@@ -157,7 +157,7 @@ class Run:
 
     @property
     def label_prior(self) -> tuple[float, ...] | None:
-        """p(y) of the model: the shares of the classes, or equal ones if it learns without labels, too (M2, M1+M2).
+        """p(y) of the model, the share of each class or, if it learns without labels, too (M2, M1+M2), equal ones.
 
         None of a model without classes, and of runs of format version 0, which do not tell.
         """
