@@ -218,7 +218,7 @@ def latent(variance_of_means: np.ndarray, rate_per_dimension: np.ndarray | None,
     Returns:
         The figure, which a notebook shows.
     """
-    panels = [("Variance of the posterior mean, as the prior sees it", np.asarray(variance_of_means))]
+    panels = [("Variance of the posterior mean", np.asarray(variance_of_means))]
     if rate_per_dimension is not None:
         panels.append(("Rate (nats per image)", np.asarray(rate_per_dimension)))
     figure = Figure(figsize=(6 * len(panels), 4.2), layout="constrained")
