@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import numpy as np
 import PIL.Image
@@ -21,7 +22,6 @@ from tfp_cvae.config import TrainConfig
 from tfp_cvae.flows import CouplingFlow
 from tfp_cvae.losses import NegativeELBO, NegativeIWAE
 from tfp_cvae.model import CVAE
-from tfp_cvae.plotting import image_table
 from tfp_cvae.run import Run
 from tfp_cvae.sources import load_dataset, load_training_data
 from tfp_cvae.training import build_model, compile_model, default_output, held_out_batches, train
@@ -75,13 +75,11 @@ def test_figures_of_many_classes_show_the_first_and_say_so(tmp_path, monkeypatch
     """With some 700 rows a figure has more pixels than Matplotlib draws."""
     images = np.random.default_rng(0).integers(0, 256, (420, 6, 6), np.uint8)
     np.savez(tmp_path / "many.npz", images=images, labels=np.arange(420) % 70)
-    drawn = []
-    monkeypatch.setattr(
-        plotting, "image_table", lambda *args, **kwargs: drawn.append((args, kwargs)) or image_table(*args, **kwargs)
-    )
+    table = mock.Mock(wraps=plotting.image_table)
+    monkeypatch.setattr(plotting, "image_table", table)
     run = train(small(tmp_path / "many.npz", epochs=1), tmp_path / "run", verbose=0)
     figures._neighbours(run, run.training_data())
-    over_epochs, classes, styles, neighbours = drawn
+    over_epochs, classes, styles, neighbours = table.call_args_list
     for (shown, names, *_), options in (over_epochs, classes, neighbours):
         assert len(shown) == 64
         assert names == run.class_names[:64]

@@ -47,7 +47,7 @@ def evaluate(
         binarization: As of the model's training.
         class_probabilities: p(y), `[num_classes]`, >= 0 and scaled to sum 1; None for the shares of the classes in the
             training split of `dataset`, and for equal ones if the model is a `SemiSupervisedCVAE`. Of the model of a
-            run, evaluated on other data than its own, give `Run.label_prior`.
+            run, evaluated on other data than its own, give `Run.model_class_probabilities`.
         jit_compile: Whether to compile the importance-weighted pass with XLA, which makes dense networks faster and
             convolutions slower.
         verbose: As for `fit`: 1 shows progress bars, 2 a line for each part.
@@ -64,15 +64,7 @@ def evaluate(
     """
     config = config or EvaluationConfig()
     _check_fit(cvae, dataset)
-    if class_probabilities is not None:
-        probabilities = checks.probabilities("class_probabilities", class_probabilities, cvae.num_classes)
-    elif not cvae.num_classes:
-        probabilities = np.empty(0)
-    elif isinstance(cvae, SemiSupervisedCVAE):
-        # No more may be known of it than the labels that were given tell.
-        probabilities = np.full(cvae.num_classes, 1 / cvae.num_classes)
-    else:
-        probabilities = dataset.class_probabilities()
+    probabilities = _class_probabilities(cvae, dataset, class_probabilities)
     with np.errstate(divide="ignore"):
         log_probabilities = np.log(probabilities) if cvae.num_classes else None
     begin = time.perf_counter()
@@ -143,8 +135,8 @@ def evaluate_run(
 
     Args:
         run: The run.
-        dataset: Data set to evaluate on, with the classes of the run's own. p(y) is that of the run, `Run.label_prior`,
-            if the run tells.
+        dataset: Data set to evaluate on, with the classes of the run's own. p(y) is that of the run, if the run tells
+            (`Run.model_class_probabilities`).
         config: As for `evaluate`.
         verbose: As for `evaluate`.
         strategy: As for `evaluate`; the chief writes.
@@ -171,7 +163,7 @@ def evaluate_run(
         dataset,
         config,
         binarization=run.config.binarization,
-        class_probabilities=run.label_prior,
+        class_probabilities=run.model_class_probabilities,
         jit_compile=run.config.suits_xla,
         verbose=verbose,
         strategy=strategy,
@@ -201,6 +193,16 @@ def _check_fit(cvae: CVAE, dataset: Dataset) -> None:
             f"dataset: expected {cvae.num_classes} classes, as of the model, got {dataset.name} with "
             f"{dataset.num_classes}"
         )
+
+
+def _class_probabilities(cvae: CVAE, dataset: Dataset, given: Sequence[float] | None) -> np.ndarray:
+    """p(y), `[num_classes]` float64."""
+    if given is not None:
+        return checks.probabilities("class_probabilities", given, cvae.num_classes)
+    if isinstance(cvae, SemiSupervisedCVAE):
+        # No more may be known of it than the labels that were given tell.
+        return np.full(cvae.num_classes, 1 / cvae.num_classes)
+    return dataset.class_probabilities() if cvae.num_classes else np.empty(0)
 
 
 def _choice(size: int, count: int | None, seed: int) -> np.ndarray:

@@ -121,7 +121,7 @@ def export_saved_model(
 def export_run(run: Run, base_path: str | os.PathLike[str], *, num_importance_samples: int = 100) -> pathlib.Path:
     """Exports the model of a run as `export_saved_model` does.
 
-    `classify` weighs the classes by their shares in the training images, and the card tells the names of the classes,
+    `classify` weighs the classes by `Run.model_class_probabilities`, and the card tells the names of the classes,
     the settings of the training and, if this model was evaluated, its results.
 
     Args:
@@ -148,7 +148,7 @@ def export_run(run: Run, base_path: str | os.PathLike[str], *, num_importance_sa
         cvae,
         base_path,
         num_importance_samples=num_importance_samples,
-        class_probabilities=run.label_prior,
+        class_probabilities=run.model_class_probabilities,
         card=card,
     )
 

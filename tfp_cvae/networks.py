@@ -52,17 +52,7 @@ def residual(image_shape: tuple[int, ...], num_classes: int, latent_size: int, w
     """Residual MLPs: `depth` pre-normalised blocks of `width` units each way (He et al. 2016, "Identity mappings").
 
     A block adds `Dense(silu(Dense(silu(LayerNorm(h)))))` to h; its last layer starts at zero, so that the network
-    starts shallow.
-
-    Args:
-        image_shape: (height, width, channels).
-        num_classes: Number of classes; 0 without.
-        latent_size: Size of z, >= 1.
-        width: Units of a block.
-        depth: Blocks each way.
-
-    Returns:
-        Encoder and decoder.
+    starts shallow. The arguments are those of `mlp`.
     """
 
     def hidden(tensor: tf.Tensor, one_hot: tf.Tensor | None) -> tf.Tensor:
@@ -83,17 +73,7 @@ def conv(image_shape: tuple[int, ...], num_classes: int, latent_size: int, width
     """Residual convolutional networks at half and quarter resolution, `depth` blocks at each.
 
     `width` channels at half the image's height and width, twice as many at a quarter. The label enters as a bias of
-    the channels, and again beside the dense layers.
-
-    Args:
-        image_shape: (height, width, channels).
-        num_classes: Number of classes; 0 without.
-        latent_size: Size of z, >= 1.
-        width: Channels at half the resolution.
-        depth: Blocks at each resolution.
-
-    Returns:
-        Encoder and decoder.
+    the channels, and again beside the dense layers. The arguments are those of `mlp`.
     """
     height, width_, channels = image_shape
     half = (-(-height // 2), -(-width_ // 2))

@@ -156,7 +156,7 @@ class Run:
         return cls(path, config, tuple(class_names), class_probabilities, found_versions, dataset_sha256, dataset_path)
 
     @property
-    def label_prior(self) -> tuple[float, ...] | None:
+    def model_class_probabilities(self) -> tuple[float, ...] | None:
         """p(y) of the model, the share of each class or, if it learns without labels, too (M2, M1+M2), equal ones.
 
         None of a model without classes, and of runs of format version 0, which do not tell.
