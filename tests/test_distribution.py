@@ -94,6 +94,57 @@ def train_with_few_labels(strategy):
     return m2.fit(batches, epochs=3, steps_per_epoch=steps, callbacks=[warm_up], verbose=0).history
 
 
+class Counted(keras.metrics.Mean):
+    # Notes how often it is read.
+    def __init__(self):
+        super().__init__(name="counted")
+        self.read = []
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        return super().update_state(tfp_cvae.objectives.rate(y_pred))
+
+    def result(self):
+        value = super().result()
+        return tf.ensure_shape(tf.numpy_function(lambda mean: self.read.append(mean) or mean, [value], tf.float32), [])
+
+
+def train_several_steps_at_once(strategy):
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        cvae = tfp_cvae.build_cvae((8, 8, 1), 3, latent_size=4, width=16)
+        counted = Counted()
+        metrics = [tfp_cvae.Rate(), counted]
+        cvae.compile("adam", loss=tfp_cvae.NegativeELBO(), metrics=metrics, steps_per_execution=4)
+    batches = distribute(lambda share: data.train.batches(32, drop_remainder=True, share=share), strategy)
+    validation = data.validation.batches(8)
+    history = cvae.fit(batches, validation_data=validation, epochs=2, steps_per_epoch=6, verbose=0).history
+    np.testing.assert_allclose(history["counted"], history["rate"], rtol=1e-6)
+    # Of several replicas after the executions of 4 and 2 steps, and as the epoch ends; the same of the validation's 3.
+    if strategy.num_replicas_in_sync > 1:
+        assert len(counted.read) == 2 * (3 + 2), counted.read
+    return history
+
+
+class OwnStep(tfp_cvae.CVAE):
+    def train_step(self, batch):
+        logs = super().train_step(batch)
+        return {"loss": logs["loss"], "bits": logs["loss"] / np.log(2)}
+
+
+def train_with_own_step(strategy):
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        built = tfp_cvae.build_cvae((8, 8, 1), 3, latent_size=4, width=16)
+        cvae = OwnStep(built.encoder, built.decoder)
+        cvae.compile("adam", loss=tfp_cvae.NegativeELBO(), metrics=[tfp_cvae.Rate()], steps_per_execution=3)
+    batches = distribute(lambda share: data.train.batches(32, drop_remainder=True, share=share), strategy)
+    history = cvae.fit(batches, epochs=2, steps_per_epoch=6, verbose=0).history
+    assert set(history) == {"loss", "bits"}
+    # Which Keras sums over the replicas.
+    history["bits"] = [bits / strategy.num_replicas_in_sync for bits in history["bits"]]
+    return history
+
+
 mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 config = tfp_cvae.TrainConfig(dataset=sys.argv[1], batch_size=31, width=16, latent_size=4)
 try:
@@ -102,7 +153,7 @@ except ValueError as error:
     assert "batch_size: expected a multiple of 2, the number of replicas, got 31" in str(error)
 assert not os.path.exists(sys.argv[1] + ".run")
 
-for train_on in (train, train_with_few_labels):
+for train_on in (train, train_several_steps_at_once, train_with_own_step, train_with_few_labels):
     one = train_on(tf.distribute.get_strategy())
     two = train_on(mirrored)
     for name, values in one.items():

@@ -1,6 +1,8 @@
 """Several steps at once, for `fit` and `evaluate` after `compile(steps_per_execution=n)`.
 
 Keras has AutoGraph trace a step twice, the first time to learn what it returns; here it is traced once (`traced_once`).
+Keras also reads all metrics after each step, which of several replicas is a sum over them for each number in a metric;
+here they are read once, after the last step, unless a subclass has steps of its own.
 
 With XLA, Keras compiles a single step and runs it n times; each time all weights and moments go in and come out again.
 Here the loop over the steps of training is part of the program, and they stay where they are (`make_train_function`). A
@@ -14,13 +16,15 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
+from tfp_cvae.model_checks import CheckedModel
+
 # Of the batches that are gathered for one run of the program.
 _MAX_BYTES = 64 * 2**20
 
 TrainFunction = Callable[[Any], dict[str, tf.Tensor]]
 
 
-def traced_once(model: keras.Model, make: Callable[..., Any]) -> TrainFunction:
+def traced_once(model: CheckedModel, make: Callable[..., Any]) -> TrainFunction:
     """What `make` makes for a compiled model, with a step that is traced once however many are run at a time.
 
     Of training that holds if the optimizer has its variables already. Where Keras tunes the number of steps, runs them
@@ -35,6 +39,7 @@ def traced_once(model: keras.Model, make: Callable[..., Any]) -> TrainFunction:
     by_keras = model.autotune_steps_per_execution or model.run_eagerly or model._cluster_coordinator
     if by_keras or number == 1:
         return make(force=True)
+    reads_later = model.distribute_strategy.num_replicas_in_sync > 1 and _has_stock_steps(model)
     several.assign(1)
     try:
         step = make(force=True)
@@ -43,15 +48,27 @@ def traced_once(model: keras.Model, make: Callable[..., Any]) -> TrainFunction:
 
     @tf.function(reduce_retracing=True)
     def execute(iterator: Any) -> dict[str, tf.Tensor]:
-        once = step.get_concrete_function(iterator)
+        model.reads_metrics = not reads_later
+        try:
+            once = step.get_concrete_function(iterator)
+        finally:
+            model.reads_metrics = True
         shapes = [value.shape for value in tf.nest.flatten(once.structured_outputs)]
         known = all(shape.is_fully_defined() for shape in shapes)
         logs, left = (_zeros(once), several) if known else (once(iterator), several - 1)
         for _ in tf.range(left):
             logs = once(iterator)
-        return logs
+        return model.get_metrics_result() if reads_later else logs
 
     return execute
+
+
+def _has_stock_steps(model: CheckedModel) -> bool:
+    """Whether no subclass has overridden what makes the logs of a step."""
+    of_keras = ("train_step", "test_step", "compute_metrics")
+    kind = type(model)
+    stock = all(getattr(kind, name) is getattr(keras.Model, name) for name in of_keras)
+    return stock and kind.get_metrics_result is CheckedModel.get_metrics_result
 
 
 def applies(model: keras.Model) -> bool:

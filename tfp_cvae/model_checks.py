@@ -23,6 +23,7 @@ class CheckedModel(keras.Model):
         image_shape: `(height, width, channels)`.
         num_classes: Width of the one-hot label; 0 without labels.
         takes_unlabelled: Whether a row of zeros may stand for an image without label.
+        reads_metrics: Whether a step returns its metrics; `execution` may read them later instead.
         compiled_with: Optimizer, loss and their settings as they were given to `compile`, for comparison.
     """
 
@@ -30,6 +31,7 @@ class CheckedModel(keras.Model):
     num_classes: int
     compiled_with: str
     takes_unlabelled = False
+    reads_metrics = True
 
     def compile(self, optimizer: Any = "rmsprop", loss: Any = None, *args: Any, **kwargs: Any) -> None:
         """Compiles as `keras.Model.compile` does, after a check of what is given.
@@ -107,6 +109,10 @@ class CheckedModel(keras.Model):
             averages = optimizer._model_variables_moving_average
             for average, weight in zip(averages, self.trainable_variables, strict=True):
                 average.assign(weight)
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        """Values of the metrics, as of `keras.Model`; none while `reads_metrics` is False."""
+        return super().get_metrics_result() if self.reads_metrics else {}
 
     def fit(
         self,

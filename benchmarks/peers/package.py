@@ -3,7 +3,7 @@
 Variants: "keras" has a program for each step, "kernels" no XLA, "own kernels" neither XLA nor oneDNN, "bfloat16" that
 precision and no XLA, "average" a mean of the last weights, which is what is tested, "callbacks" the callbacks of this
 package, "train" those of `tfp-cvae train`, which are these and the `ModelCheckpoint` of Keras, and "2 workers" and the
-like share each batch among as many processes, which have no XLA either.
+like share each batch among as many processes, each with its share of the processors, and without XLA.
 """
 
 import json
@@ -48,9 +48,10 @@ def start_workers(number):
     cluster = {"worker": [f"localhost:{free.getsockname()[1]}" for free in sockets]}
     for free in sockets:
         free.close()
-    # A share of the processors for each, or all threads compete for them.
-    os.environ["TF_NUM_INTRAOP_THREADS"] = str(max(1, os.cpu_count() // number))
+    processors = sorted(os.sched_getaffinity(0))
     for index in reversed(range(number)):
+        # A share of the processors for each, as of `taskset`, or all threads compete for them.
+        os.sched_setaffinity(0, processors[index % len(processors) :: number])
         os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
         if index:
             yield subprocess.Popen([sys.executable, *sys.argv], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
