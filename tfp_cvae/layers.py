@@ -277,8 +277,10 @@ def clear_bijector_cache() -> None:
     again when it is asked for.
     """
     storage = tfb.Bijector._cache.storage
-    # An entry deletes itself when one of its tensors goes, which is an error once it is not there any more.
     for key, (inputs, outputs, *_) in list(storage.items()):
+        # An entry deletes itself when one of its tensors goes, which is an error once it is not there any more.
         for reference in (key, inputs, outputs):
-            reference.cancel()
-    storage.clear()
+            # Without outputs where a determinant alone was asked for, or another thread is computing them.
+            if reference is not None:
+                reference.cancel()
+        storage.pop(key, None)
