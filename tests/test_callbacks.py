@@ -252,6 +252,26 @@ def test_a_validation_that_is_not_finite_stops(cvae, dataset, tmp_path):
     assert not (tmp_path / "x.keras").exists()
 
 
+def test_weights_that_are_not_finite_are_not_kept(batch, tmp_path):
+    """Of the last step of an epoch without validation, whose loss is measured before it."""
+    cvae = compiled()
+    before = cvae.get_weights()
+
+    class Break(keras.callbacks.Callback):
+        def on_train_batch_end(self, step, logs=None):
+            kernel = self.model.encoder.trainable_variables[0]
+            kernel.assign(kernel * np.nan)
+
+    stop, checkpoint = StopAtNonFiniteLoss(), keras.callbacks.ModelCheckpoint(str(tmp_path / "x.keras"))
+    with pytest.raises(
+        ValueError, match=r"weight .*kernel.*: expected finite values, got nan in epoch 1, after its last"
+    ):
+        cvae.fit(batch, batch[0], batch_size=len(batch[0]), callbacks=[Break(), stop, checkpoint], verbose=0)
+    assert not (tmp_path / "x.keras").exists()
+    for kept, expected in zip(cvae.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(kept, expected)
+
+
 def test_a_metric_that_is_not_finite_does_not_stop(batch):
     class Odd(keras.metrics.Metric):
         def update_state(self, y_true, y_pred, sample_weight=None):

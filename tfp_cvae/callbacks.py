@@ -83,7 +83,8 @@ class LabelWarmUp(keras.callbacks.Callback):
 
     Encoder and decoder learn from all images from the beginning, with the labels that q(y|x) finds. They know no label
     yet, and would teach q(y|x) to give the same label to all images. It is a matter of gradients: loss and bound stay
-    what they are. For `SemiSupervisedNegativeELBO`.
+    what they are. For `SemiSupervisedNegativeELBO`. After a `fit` that ended with an exception some of the gradient may
+    stay out: compile with a new loss, or go on with this callback.
 
     Args:
         epochs: Epochs until all of the gradient is taken: 0 in the first, 1/epochs in the second; >= 1.
@@ -113,7 +114,7 @@ class NonFiniteLossError(ValueError):
 
 
 class StopAtNonFiniteLoss(keras.callbacks.Callback):
-    """Stops with an error when the loss is NaN or infinite, and puts back the weights that the epoch began with.
+    """Stops with an error when loss or weights are not finite, and puts back the weights that the epoch began with.
 
     Put it before `ModelCheckpoint` and after `SwapEMAWeights`.
 
@@ -147,6 +148,10 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
             value = (logs or {}).get(name, 0.0)
             if not np.isfinite(value):
                 self._stop(name, value, "after its last step")
+        for weight in self.model.weights:
+            values = weight.numpy()
+            if not np.all(np.isfinite(values)):
+                self._stop(f"weight {weight.name}", values[~np.isfinite(values)][0], "after its last step")
 
     def _stop(self, name: str, value: float, where: str) -> None:
         self.model.set_weights(self._weights)
