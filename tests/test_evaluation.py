@@ -119,6 +119,10 @@ def sampled(cvae, image, label, seed):
     ("change", "message"),
     [
         (lambda image, one_hot: ((image, 0 * one_hot), image), r"one_hot: expected rows that sum to 1 .*, got 0.0"),
+        (
+            lambda image, one_hot: ((image, 2 - 3 * one_hot), image),
+            r"one_hot: expected values in \[0, 1\], got -1.0 to 2.0",
+        ),
         (lambda image, one_hot: ((255 * image, one_hot), image), r"image: expected values in .*; divide grey values"),
         (lambda image, one_hot: ((image, one_hot), 255 * image), r"y \(the image again\): expected values in"),
         (None, "batches: expected at least one, got none"),
@@ -129,6 +133,16 @@ def test_there_is_no_bound_of_it(dataset, change, message):
     batches = [change(dataset.test.binarized(), dataset.test.one_hot())] if change else []
     with pytest.raises(ValueError, match=message):
         evaluate_bound(cvae, batches)
+
+
+def test_a_bound_that_is_not_finite(dataset):
+    cvae = build_cvae(dataset.image_shape, 3, latent_size=4, width=16)
+    kernel = cvae.decoder.trainable_variables[0]
+    kernel.assign(kernel * np.nan)
+    with pytest.raises(
+        ValueError, match="cvae: expected finite bounds, got NaN or infinity; its weights may be so too"
+    ):
+        evaluate_bound(cvae, dataset.test.batches(8))
 
 
 def test_the_bound_of_several_samples_is_measured(dataset):

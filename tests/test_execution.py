@@ -181,6 +181,39 @@ def test_data_that_run_out(dataset, monkeypatch, caplog, jit_compile):
         np.testing.assert_allclose(value, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_batch_that_does_not_come_is_no_step(dataset, jit_compile):
+    """The noise of the next epoch depends on the number of steps before it."""
+    unknown = batches(dataset).filter(lambda *batch: True)
+    cvae = model(dataset, 1, jit_compile)
+    cvae.fit(unknown, epochs=3, verbose=0)
+    assert int(cvae.step) == int(cvae._train_counter) == 3 * STEPS
+
+
+def test_the_number_of_steps_at_once_outlives_an_exception(dataset):
+    """In the last execution of an epoch, for which Keras lowers it."""
+    cvae = model(dataset)
+
+    def stop(batch, logs):
+        if batch == STEPS - 1:
+            raise KeyboardInterrupt
+
+    for run, hook in ((cvae.fit, "on_train_batch_end"), (cvae.evaluate, "on_test_batch_end")):
+        with pytest.raises(KeyboardInterrupt):
+            run(batches(dataset), callbacks=[keras.callbacks.LambdaCallback(**{hook: stop})], verbose=0)
+        assert int(cvae.steps_per_execution) == 5
+
+
+def test_tensorboard_draws_the_program(dataset, tmp_path):
+    cvae = model(dataset)
+    cvae.fit(batches(dataset), callbacks=[keras.callbacks.TensorBoard(str(tmp_path)), keras.callbacks.TerminateOnNaN()])
+    (path,) = (tmp_path / "train").glob("events*")
+    events = [tf.compat.v1.Event.FromString(record.numpy()) for record in tf.data.TFRecordDataset(str(path))]
+    (graph,) = [event.graph_def for event in events if event.graph_def]
+    assert b"XlaMustCompile" in graph
+    assert b"NegativeELBO" in graph or b"negative_elbo" in graph
+
+
 @pytest.mark.parametrize(
     ("settings", "kwargs"),
     [

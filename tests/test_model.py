@@ -640,6 +640,14 @@ def test_networks_that_do_not_fit():
     flat = keras.Model(vector, MultivariateNormalDiag(2)(keras.layers.Dense(4)(vector)))
     with pytest.raises(ValueError, match=r"encoder: expected images \[height, width, channels\], got \[64\]"):
         CVAE(flat, decoder)
+    square = keras.Input((2, 1))
+    bright = IndependentBernoulli((8, 8, 1))(keras.layers.Dense(64)(keras.layers.Flatten()(square)))
+    with pytest.raises(ValueError, match=r"decoder: expected latent \[size\], got \[2, 1\]; reshape them"):
+        CVAE(encoder, keras.Model(square, bright))
+    one_hot, more = keras.Input((3,)), keras.Input((3,))
+    both = MultivariateNormalDiag(2)(keras.layers.Dense(4)(keras.layers.Add()([one_hot, more])))
+    with pytest.raises(ValueError, match=r"prior: expected the inputs one_hot of known shape, got \[\(3,\), \(3,\)\]"):
+        CVAE(encoder, decoder, keras.Model([one_hot, more], both))
 
 
 def test_the_output_counts_and_not_the_last_layer(batch):

@@ -111,6 +111,19 @@ def test_evaluation_is_that_of_the_saved_model_on_the_test_split(once):
     assert f"{len(data.test)} test images, binarized once, seed 0" in run.summary()
 
 
+@pytest.mark.parametrize("split", ["labels", "validation_labels"])
+def test_images_without_label_are_refused_before_training(tmp_path, npz, split):
+    with np.load(npz) as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    given = {"labels": labels, "validation_labels": labels, "test_labels": labels}
+    given[split] = np.where(np.arange(len(labels)) < 9, labels, -1)
+    pixels = {"images": images, "validation_images": images, "test_images": images}
+    np.savez(tmp_path / "some.npz", **given, **pixels)
+    with pytest.raises(ValueError, match=r"model: expected m1, m2 or m1\+m2 for .*some.npz, where some images have no label"):
+        train(small(tmp_path / "some.npz"), tmp_path / "run", verbose=0)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("network", ["mlp", "conv"])
 def test_the_same_seed_gives_the_same_training(tmp_path, npz, network):
     config = small(npz, network=network, width=8, depth=1, epochs=2)

@@ -50,8 +50,9 @@ def evaluate_bound(cvae: CVAE, batches: Iterable[Any]) -> Bound:
         The bound, with standard errors over the images. It does not depend on how the images are batched.
 
     Raises:
-        ValueError: If there is no batch, values are not in [0, 1], or an image has no label: the bound here is that of
-            log p(x|y); that of log p(x) is the metric `ELBO` of a `SemiSupervisedCVAE`.
+        ValueError: If there is no batch, values are not in [0, 1], the model gives numbers that are not finite, or an
+            image has no label: the bound here is that of log p(x|y); that of log p(x) is the metric `ELBO` of a
+            `SemiSupervisedCVAE`.
     """
 
     @tf.function
@@ -74,7 +75,9 @@ def evaluate_bound(cvae: CVAE, batches: Iterable[Any]) -> Bound:
     clear_bijector_cache()
     if not parts:
         raise ValueError("batches: expected at least one, got none; a generator can be read once")
-    rate, distortion, iwae = (np.concatenate(part) for part in zip(*parts, strict=True))
+    rate, distortion, iwae = terms_of_all = np.concatenate(parts, axis=1)
+    if not np.all(np.isfinite(terms_of_all)):
+        raise ValueError("cvae: expected finite bounds, got NaN or infinity; its weights may be so too")
     return Bound(
         elbo=Estimate.of(-distortion - rate),
         rate=Estimate.of(rate),
@@ -90,7 +93,9 @@ def _check(cvae: CVAE, inputs: Any, image: Any) -> None:
     for name, given in (("image", own_image), ("y (the image again)", image)):
         checks.unit_interval(name, np.asarray(given), cvae.image_shape)
     for given in one_hot:
-        checks.sum_to_one("one_hot", np.asarray(given))
+        rows = np.asarray(given)
+        checks.unit_interval("one_hot", rows, rows.shape[1:])
+        checks.sum_to_one("one_hot", rows)
 
 
 @tf.autograph.experimental.do_not_convert

@@ -111,7 +111,11 @@ def make_train_function(model: keras.Model, stock: TrainFunction) -> TrainFuncti
 
     def train_function(iterator: Any) -> dict[str, tf.Tensor]:
         size = _num_bytes(iterator.element_spec)
-        return compiled(iterator) if size and 2 * size <= _MAX_BYTES else stock(iterator)
+        if not size or 2 * size > _MAX_BYTES:
+            return stock(iterator)
+        # Whose graph TensorBoard draws.
+        model.train_tf_function = compiled
+        return compiled(iterator)
 
     return train_function
 

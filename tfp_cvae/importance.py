@@ -185,7 +185,7 @@ def _own_weights(layer: keras.layers.Layer) -> list[tf.Variable]:
 
 
 def bernoulli_log_prob(image: tf.Tensor, likelihood: tfd.Distribution) -> tf.Tensor:
-    """`likelihood.log_prob(image)` of Bernoulli pixels with a logarithm for many pixels instead of two for each.
+    """`likelihood.log_prob(image)` of Bernoulli pixels with a logarithm for many pixels instead of one for each.
 
         sum_j x_j l_j - log(1 + exp(l_j))  =  sum_j [x_j l_j - max(l_j, 0)] - log prod_j (1 + exp(-|l_j|))
 

@@ -355,7 +355,9 @@ class CVAE(CheckedModel):
         seed = tf.constant(self.seed, tf.uint32)
         if training:
             # One key for each step and batch, and the numbers of the rows that a replica has of it.
-            self.step.assign_add(1)
+            # A step whose batch does not come is none.
+            with tf.control_dependencies([fingerprint]):
+                self.step.assign_add(1)
             rows, total = distribution.rows_of_replica(fingerprint)
             step = tf.cast(self.step, tf.uint32)
             key = threefry((seed, tf.bitcast(total, tf.uint32)), (step, tf.zeros_like(step)))

@@ -1,5 +1,6 @@
 """Checks of what a model is made of and fed with, where Keras would fail late or not at all."""
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -95,6 +96,18 @@ class CheckedModel(keras.Model):
         self.test_function: Any = None
         self.predict_function: Any = None
 
+    @contextlib.contextmanager
+    def _steps_per_execution_kept(self) -> Iterator[None]:
+        """Puts back the number of steps at a time, which Keras leaves lower after an exception in the last ones."""
+        several = self._steps_per_execution
+        number = None if several is None else several.numpy()
+        try:
+            yield
+        except BaseException:
+            if several is not None:
+                several.assign(number)
+            raise
+
     def build_optimizer(self) -> None:
         """Makes the variables of the optimizer: those made in a step that is being traced have it traced once more.
 
@@ -171,9 +184,10 @@ class CheckedModel(keras.Model):
             _check_order(callbacks)
         # Where the last `fit` ended with an exception, Keras would validate on its data again.
         self._eval_data_handler = None
-        return super().fit(
-            x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data, shuffle, **kwargs
-        )
+        with self._steps_per_execution_kept():
+            return super().fit(
+                x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data, shuffle, **kwargs
+            )
 
     def evaluate(
         self,
@@ -210,7 +224,8 @@ class CheckedModel(keras.Model):
             self._check_arrays(x, y)
             x = self._checked_batches(x)
             check_callbacks(callbacks)
-        return super().evaluate(x, y, batch_size, verbose, sample_weight, steps, callbacks, **kwargs)
+        with self._steps_per_execution_kept():
+            return super().evaluate(x, y, batch_size, verbose, sample_weight, steps, callbacks, **kwargs)
 
     def predict(
         self,
@@ -241,7 +256,8 @@ class CheckedModel(keras.Model):
         self._check_inputs(x)
         x = self._checked_batches(x, with_target=False)
         check_callbacks(callbacks)
-        return super().predict(x, batch_size, verbose, steps, callbacks, **kwargs)
+        with self._steps_per_execution_kept():
+            return super().predict(x, batch_size, verbose, steps, callbacks, **kwargs)
 
     def save(self, filepath: Any, overwrite: bool = True, save_format: str | None = None, **kwargs: Any) -> None:
         """Saves the model in the `.keras` format, which `keras.models.load_model` reads with `safe_mode` on.
@@ -341,10 +357,12 @@ class CheckedModel(keras.Model):
 
 def checked_network(name: str, network: Any, first: str, *outputs: Any) -> tuple[tuple[int, ...], int, Any]:
     """Shape of the first input without the batch, width of the one-hot input or 0, and event shape of the output."""
+    # A prior reads the label alone.
+    inputs = first if first == "one_hot" else f"{first} or [{first}, one_hot]"
     if not isinstance(network, keras.Model) or not getattr(network, "inputs", None):
         raise TypeError(
-            f"{name}: expected a functional Keras model (tf_keras.Model(inputs, outputs)) with the inputs {first} or "
-            f"[{first}, one_hot], got {type(network).__module__}.{type(network).__name__}"
+            f"{name}: expected a functional Keras model (tf_keras.Model(inputs, outputs)) with the inputs {inputs}, "
+            f"got {type(network).__module__}.{type(network).__name__}"
         )
     expected = " or ".join(kind.__name__ for kind in outputs)
     if len(network.outputs) != 1:
@@ -355,10 +373,12 @@ def checked_network(name: str, network: Any, first: str, *outputs: Any) -> tuple
     if not isinstance(last, outputs):
         raise TypeError(f"{name}: expected an output of the layer {expected}, got {type(last).__name__}")
     shapes = [tuple(tensor.shape[1:]) for tensor in network.inputs]
-    if len(shapes) > 2 or None in shapes[0] or (len(shapes) == 2 and len(shapes[1]) != 1):
-        raise ValueError(f"{name}: expected the inputs {first} or [{first}, one_hot] of known shape, got {shapes}")
-    if first == "image" and len(shapes[0]) != 3:
-        raise ValueError(f"{name}: expected images [height, width, channels], got {list(shapes[0])}; reshape them")
+    most = 1 if first == "one_hot" else 2
+    if len(shapes) > most or None in shapes[0] or (len(shapes) == 2 and len(shapes[1]) != 1):
+        raise ValueError(f"{name}: expected the inputs {inputs} of known shape, got {shapes}")
+    form, rank = ("images [height, width, channels]", 3) if first == "image" else (f"{first} [size]", 1)
+    if len(shapes[0]) != rank:
+        raise ValueError(f"{name}: expected {form}, got {list(shapes[0])}; reshape them")
     return shapes[0], (shapes[1][0] if len(shapes) == 2 else 0), last.event_shape
 
 

@@ -186,8 +186,9 @@ def _given_each_label(
                 with_label.update(map(id, tf.nest.flatten(node.outputs)))
                 shared.update({id(tensor): tensor for tensor in node.keras_inputs})
     added = any(type(layer).__name__ in ("AddLoss", "AddMetric") for layer in encoder.layers)
-    if added or id(encoder.output) not in with_label:
-        # What was added belongs to the encoder as a whole.
+    called = type(encoder).call is not type(keras.Model(image, image)).call
+    if added or called or id(encoder.output) not in with_label:
+        # What was added, or overridden, belongs to the encoder as a whole.
         return lambda image, one_hot, training: encoder([rows(image), one_hot], training=training)
     alone = [tensor for key, tensor in shared.items() if key not in with_label]
     first = keras.Model(image, alone)

@@ -155,7 +155,8 @@ def _assist(path: pathlib.Path, config: TrainConfig, strategy: tf.distribute.Str
 def _load(config: TrainConfig, run: Run | None) -> Dataset:
     """The data set of a run, or for a new one."""
     dataset = run.training_data() if run else load_training_data(config)
-    if config.model == "cvae" and config.conditional and dataset.train.has_unlabelled():
+    unlabelled = dataset.train.has_unlabelled() or dataset.validation.has_unlabelled()
+    if config.model == "cvae" and config.conditional and unlabelled:
         raise ValueError(
             f"model: expected m1, m2 or m1+m2 for {dataset.name}, where some images have no label, got cvae; pass "
             "--model m2"
