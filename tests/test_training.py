@@ -119,7 +119,9 @@ def test_images_without_label_are_refused_before_training(tmp_path, npz, split):
     given[split] = np.where(np.arange(len(labels)) < 9, labels, -1)
     pixels = {"images": images, "validation_images": images, "test_images": images}
     np.savez(tmp_path / "some.npz", **given, **pixels)
-    with pytest.raises(ValueError, match=r"model: expected m1, m2 or m1\+m2 for .*some.npz, where some images have no label"):
+    with pytest.raises(
+        ValueError, match=r"model: expected m1, m2 or m1\+m2 for .*some.npz, where some images have no label"
+    ):
         train(small(tmp_path / "some.npz"), tmp_path / "run", verbose=0)
     assert not (tmp_path / "run").exists()
 
