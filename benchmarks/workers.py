@@ -66,17 +66,21 @@ def run(what, number, batch_size):
                 words,
                 env={**os.environ, "TF_CONFIG": json.dumps(task)},
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
                 text=True,
             )
         )
-    printed = [process.communicate()[0] for process in processes]
-    return json.loads(printed[0].splitlines()[-1])
+    printed = [process.communicate() for process in processes]
+    for process, (_, errors) in zip(processes, printed, strict=True):
+        if process.returncode:
+            raise SystemExit(f"error: exit status {process.returncode}\n{errors}")
+    return json.loads(printed[0][0].splitlines()[-1])
 
 
 def measured(what, batch_size):
     index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
-    os.sched_setaffinity(0, {index % os.cpu_count()})
+    processors = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {processors[index % len(processors)]})
     commands.import_tensorflow()
     import tensorflow as tf
     import tf_keras as keras
