@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tfp_cvae import plotting
+from tfp_cvae import cli, plotting
 from tfp_cvae.cli import main
 from tfp_cvae.config import EvaluationConfig, TrainConfig
 from tfp_cvae.evaluation import evaluate_run
@@ -203,6 +203,47 @@ def test_evaluate_prints_and_keeps_the_numbers_and_draws_them(run_folder, capfd)
         picture = PIL.Image.open(run_folder / "figures" / f"{name}.png")
         assert min(picture.size) > 300
         assert str(run_folder / "figures" / f"{name}.png") in out
+
+
+def test_an_evaluation_on_another_data_set_says_so(run_folder, tmp_path, capsys):
+    from conftest import stripes
+
+    folder, other = tmp_path / "run", tmp_path / "other.npz"
+    shutil.copytree(run_folder, folder)
+    images, labels = stripes(seed=1)
+    np.savez(other, images=images, labels=labels)
+    quick = ["--quick", "--num-importance-samples", "20", "--num-images", "9"]
+    assert main(["evaluate", str(folder), *quick, "--dataset", str(other)]) == 0
+    assert f"  9 test images of {other}, binarized once" in Run.load(folder).summary()
+    # The pictures of the evaluation are not mixed with those of other data.
+    neighbours = (folder / "figures" / "neighbours.png").read_bytes()
+    capsys.readouterr()
+    assert main(["plot", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "calibration.png" in printed
+    assert "neighbours.png" not in printed
+    assert (folder / "figures" / "neighbours.png").read_bytes() == neighbours
+    assert main(["evaluate", str(folder), *quick]) == 0
+    assert "  9 test images, binarized once" in Run.load(folder).summary()
+    assert (folder / "figures" / "neighbours.png").read_bytes() != neighbours
+
+
+@pytest.mark.parametrize("words", [["train", "--output", ""], ["export", "run", "--output="]])
+def test_an_empty_word_is_no_folder(words, capsys):
+    assert main(words) == 2
+    assert capsys.readouterr().err == "error: --output: expected a value, got an empty word; is a variable not set?\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "advice"), [("train", "lower width"), ("evaluate", "pass --quick"), ("plot", "end other programs")]
+)
+def test_out_of_memory(command, advice):
+    assert f"; {advice}" in cli._explained(MemoryError(), [command, "run"])
+
+
+def test_output_that_the_shell_has_closed():
+    done = subprocess.run(["bash", "-c", f"{sys.executable} -m tfp_cvae recipes >&-"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

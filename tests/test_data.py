@@ -184,12 +184,30 @@ IMAGES, LABELS = stripes(60)
         (IMAGES, LABELS + 1, ValueError, "train labels: expected 0 to 2, got 3"),
         (IMAGES, LABELS - 2, ValueError, "train labels: expected 0 to 2, got -2"),
         (IMAGES, LABELS % 2, ValueError, "expected at least one training image of each class, got none of 'right'"),
-        (IMAGES[:3], LABELS[:3], ValueError, "expected at least 6 images to split off a tenth"),
+        (
+            IMAGES[:3],
+            LABELS[:3],
+            ValueError,
+            "expected at least 6 images to split off a tenth .*, got 3 that are in no",
+        ),
+        (
+            np.ma.masked_less(IMAGES, 9),
+            LABELS,
+            ValueError,
+            r"train images: expected no masked values, got [\d,]+; fill",
+        ),
+        (IMAGES, np.ma.masked_less(LABELS, 1), ValueError, "train labels: expected no masked values, got 20; fill"),
     ],
 )
 def test_mistakes(images, labels, error, message):
     with pytest.raises(error, match=message):
         make_dataset("stripes", ["left", "middle", "right"], (images, labels))
+
+
+def test_a_class_that_is_split_off():
+    message = "expected at least one training image of each class, got none of 'a', as its 1 are in other splits; add"
+    with pytest.raises(ValueError, match=message):
+        make_dataset("ten", "abcdefghij", (IMAGES[:10], np.arange(10)))
 
 
 def test_splits_of_different_shape():

@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,8 +93,25 @@ def test_files_beside_the_model(tmp_path):
     assert set(card["signatures"]) == SIGNATURES
     assert card["versions"]["tensorflow"] == tf.__version__
     commands = server_commands(version)
-    assert f"--model_config_file={tmp_path / 'cvae' / 'models.config'}" in commands
+    config = tmp_path / "cvae" / "models.config"
+    assert commands.count(f"--model_config_file={config}") == 2
     assert "/v1/models/cvae --label 0 " in commands
+    # Its owner may have given it another name; that of a copy names the first folder.
+    config.write_text(config.read_text().replace('name: "cvae"', 'name: "digits"'))
+    assert "/v1/models/digits --label 0 " in server_commands(version)
+    shutil.copytree(tmp_path / "cvae", tmp_path / "other")
+    commands = server_commands(tmp_path / "other" / version.name)
+    assert "models.config" not in commands
+    assert f"-e MODEL_NAME=other -e MODEL_BASE_PATH={tmp_path} " in commands
+    assert f" --model_name=other --model_base_path={tmp_path / 'other'}" in commands
+    assert "/v1/models/other --label 0 " in commands
+
+
+def test_a_colon_in_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "10:00").mkdir()
+    monkeypatch.chdir(tmp_path / "10:00")
+    with pytest.raises(ValueError, match=r"base_path: expected a local folder without ':', .* got '.*10:00/cvae'"):
+        export_saved_model(model(), "cvae")
 
 
 def test_served_answers_are_those_of_the_model(tmp_path, dataset):

@@ -1,4 +1,7 @@
+import ast
 import importlib.metadata
+import pathlib
+import re
 
 import pytest
 
@@ -27,3 +30,18 @@ def test_versions_that_do_not_match_are_named_in_one_sentence(monkeypatch, versi
 def test_unknown_name():
     with pytest.raises(AttributeError, match="module 'tfp_cvae' has no attribute 'CVAEE'"):
         tfp_cvae.CVAEE  # noqa: B018
+
+
+def test_imports_point_upwards_in_the_layout():
+    """The table in docs/development.md, to which what is imported late, within a function, is no exception to be made."""
+    root = pathlib.Path(__file__).resolve().parents[1]
+    table = (root / "docs" / "development.md").read_text().partition("| module |")[2].partition("\n\n")[0]
+    row_of = {name: row for row, line in enumerate(table.splitlines()) for name in re.findall(r"`(\w+)`", line)}
+    package = root / "tfp_cvae"
+    assert set(row_of) >= {path.stem for path in package.glob("*.py")} - {"__init__", "__main__"}
+    for path in package.glob("[!_]*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "tfp_cvae":
+                names = [alias.name for alias in node.names] if node.module == "tfp_cvae" else [node.module[9:]]
+                for name in names:
+                    assert row_of.get(name, -1) <= row_of[path.stem], f"{path.stem} imports {name}"

@@ -191,6 +191,26 @@ def test_evaluation_outlives_a_spoilt_manifest(folder):
     assert Run.load(folder).evaluation()["elbo"]["mean"] == -1
 
 
+def test_an_evaluation_of_a_thousand_classes(folder):
+    """Of 1,000,000 numbers, a row of them on a line, each as it was."""
+    bounds = np.random.default_rng(0).standard_normal((1000, 1000)).tolist()
+    content = {"elbo_by_label": bounds, "names": ["a, [", "b\n"], "none": [], "one": [[1]], "protocol": {}}
+    Run.load(folder).write_evaluation(content)
+    found = Run.load(folder).evaluation()
+    assert {name: found[name] for name in content if name != "protocol"} == {
+        name: value for name, value in content.items() if name != "protocol"
+    }
+    assert len((folder / "evaluation.json").read_text().splitlines()) < 1100
+
+
+def test_what_is_half_written_is_in_no_manifest(folder):
+    (folder / "figures" / ".tmp-1.png").write_bytes(b"half")
+    with manifest.changing(folder, "figures"):
+        pass
+    (folder / "figures" / ".tmp-1.png").unlink()
+    assert Run.load(folder).faults() == {}
+
+
 @pytest.mark.usefixtures("quick_judge")
 @pytest.mark.parametrize("begun", [False, True])
 def test_an_evaluation_that_cannot_be_kept_is_printed(folder, monkeypatch, capsys, begun):

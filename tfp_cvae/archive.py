@@ -22,7 +22,8 @@ from tfp_cvae.on_disk import stays_on_disk
 # Of arrays or pictures, decoded: all that is read into memory at once.
 MAX_DECODED_BYTES = 8 * 2**30
 
-# Blank pictures and arrays of zeros are small on disk, up to 1,000 times; only beyond this many bytes it is a trick.
+# Arrays of zeros are small on disk, up to 1,000 times, and drawings are smaller still; beyond this many bytes it is a
+# trick.
 _FREE_BYTES = 64 * 2**20
 _MAX_RATIO = 1000
 
@@ -154,15 +155,19 @@ def _map_array(path: pathlib.Path) -> np.ndarray:
         ) from error
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, limit: int = MAX_JSON_BYTES) -> Any:
     """Parses JSON that came from elsewhere.
+
+    Args:
+        text: The JSON.
+        limit: Most bytes it may have.
 
     Raises:
         ValueError: If it is none, is too large or too deep, or holds a number that is not finite, or an integer that is
             not of 64 bits.
     """
-    if len(text) > MAX_JSON_BYTES:
-        raise ValueError(f"JSON of {len(text):,} bytes, more than {MAX_JSON_BYTES:,}")
+    if len(text) > limit:
+        raise ValueError(f"JSON of {len(text):,} bytes, more than {limit:,}")
     try:
         content = json.loads(text)
     except RecursionError:

@@ -144,11 +144,11 @@ def class_name(source: str, value: str) -> None:
 def versions_folder(name: str, value: str | os.PathLike[str]) -> pathlib.Path:
     """Returns the absolute path of a folder for the versions of a served model, if it can be one."""
     # A colon is that of a bucket, and ends a path for Docker.
-    if ":" in str(value):
-        raise ValueError(f"{name}: expected a local folder without ':', to copy to buckets, got {str(value)!r}")
     if not str(value):
         raise ValueError(f"{name}: expected a folder, got an empty name")
     folder = pathlib.Path(os.path.abspath(value))
+    if ":" in str(folder):
+        raise ValueError(f"{name}: expected a local folder without ':', to copy to buckets, got {str(folder)!r}")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{name}: expected a folder, got {str(folder)!r}, which is a file")
     if (folder / "config.json").exists():
@@ -166,6 +166,7 @@ def pixels(name: str, value: Any) -> on_disk.Images:
 
     Taken are integers in [0, 255], floats in [0, 1] and bool, with or without the axis of channels.
     """
+    without_mask(name, value)
     images = value if on_disk.stays_on_disk(value) else np.asarray(value)
     if images.ndim not in (3, 4):
         expected = "[n, height, width] or [n, height, width, channels]"
@@ -190,6 +191,14 @@ def pixels(name: str, value: Any) -> on_disk.Images:
             raise ValueError(f"{name}: expected floats in [0, 1], got {low} to {high}{_hint(high)}")
         return np.round(images * 255).astype(np.uint8)
     raise TypeError(f"{name}: expected integers in [0, 255], floats in [0, 1] or bool, got dtype {images.dtype}")
+
+
+def without_mask(name: str, value: Any) -> None:
+    """Raises ValueError for a masked array, of which what is masked would be used."""
+    if np.ma.is_masked(value):
+        raise ValueError(
+            f"{name}: expected no masked values, got {np.ma.count_masked(value):,}; fill or leave them out"
+        )
 
 
 def _hint(high: float) -> str:

@@ -37,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0, 2 after a mistake of the user, 130 after Ctrl-C, 141 if nobody reads what is printed any more.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
+    # None where the shell has closed it.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     try:
         if words == ["--version"]:
             print(f"tfp-cvae {tfp_cvae.__version__}")
@@ -51,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.dup2(devnull.fileno(), sys.stdout.fileno())
         return 141
     except Exception as error:
-        explained = _explained(error)
+        explained = _explained(error, words)
         if explained is None or os.environ.get("TFP_CVAE_TRACEBACK"):
             raise
         print(f"error: {archive.one_line(explained, 900)}", file=sys.stderr)
@@ -59,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _explained(error: Exception) -> str | None:
+def _explained(error: Exception, words: Sequence[str]) -> str | None:
     """What went wrong, if it is a mistake of the user; None for one of the program."""
     if isinstance(error, (OSError, TypeError, ValueError)):
         return str(error)
@@ -67,12 +70,20 @@ def _explained(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
         wanted = re.search(r"shape\[[\d,]+\]", str(error))
         got = f"a tensor of {wanted[0]}" if wanted else "more"
-        return f"memory: expected what this machine has, got {got}; lower width, depth, latent_size or batch_size"
+        advice = {"train": "lower width, depth, latent_size or batch_size", "evaluate": "pass --quick"}
+        help_it = advice.get(words[0] if words else "", "end other programs, or use a machine that has more")
+        return f"memory: expected what this machine has, got {got}; {help_it}"
     return None
 
 
 def _parse(words: list[str]) -> Any:
     """Parses the command line; a mistake becomes a ValueError, in place of the box that tyro prints."""
+    for before, word in zip(["the command", *words], words, strict=False):
+        # A path of no letters would be the current folder.
+        if not word or re.fullmatch(r"--[\w-]+=", word):
+            raise ValueError(
+                f"{word.rstrip('=') or before}: expected a value, got an empty word; is a variable not set?"
+            )
     # The recipe, or the run to resume, decides the defaults of the other flags, and has to be known before they are
     # parsed.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)

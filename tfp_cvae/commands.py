@@ -157,7 +157,9 @@ class Plot:
         except (OSError, TypeError, ValueError) as error:
             print(f"without figures of real images, which need the data set: {error}", file=sys.stderr)
             dataset = None
-        for path in figures.draw(run, cvae, dataset) + figures.draw_evaluation(run, dataset):
+        drawn = figures.draw(run, cvae, dataset)
+        own = not run.has_evaluation() or run.is_evaluated_on_own_data()
+        for path in drawn + figures.draw_evaluation(run, dataset if own else None):
             print(path)
 
 

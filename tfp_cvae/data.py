@@ -385,15 +385,21 @@ def make_dataset(
     labels = made["train"].labels
     counts = np.bincount(labels[labels != UNLABELLED], minlength=len(class_names))
     if not counts.all():
-        missing = class_names[int(np.argmin(counts))]
+        missing = int(np.argmin(counts))
+        moved = sum(int(np.sum(split.labels == missing)) for split in made.values())
+        hint = (
+            f"as its {moved} are in other splits; add images, or give the splits yourself in an .npz"
+            if moved
+            else "with its label; the first class has the label 0"
+        )
         raise ValueError(
-            f"{name}: expected at least one training image of each class, got none of {missing!r} with its label; "
-            "the first class has the label 0"
+            f"{name}: expected at least one training image of each class, got none of {class_names[missing]!r}, {hint}"
         )
     return Dataset(name, tuple(class_names), **made, split_off=split_off if validation is None else None)
 
 
 def _checked_labels(name: str, labels: np.ndarray, size: int, num_classes: int, none_too: bool) -> np.ndarray:
+    checks.without_mask(name, labels)
     labels = np.asarray(labels)
     if labels.shape != (size,):
         hint = "; of one-hot rows give argmax(axis=1)" if labels.ndim == 2 else ""

@@ -175,7 +175,9 @@ def evaluate_run(
                     f"run: expected the model of {str(run.path)!r} as it was when its evaluation began, got another "
                     "one, as its training goes on; evaluate again after that"
                 )
-            run.write_evaluation(result.to_dict())
+            content = result.to_dict()
+            content["protocol"]["dataset_sha256"] = dataset.fingerprint()
+            run.write_evaluation(content)
         except Exception:
             # What may have taken hours is not lost, whatever it is.
             print(result)

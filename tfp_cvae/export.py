@@ -163,17 +163,31 @@ def server_commands(version: pathlib.Path) -> str:
         A line for each command.
     """
     base = version.parent
-    config = f"--model_config_file={base / _CONFIG}"
+    name = _served_name(base)
+    # The configuration may be of another folder, of which this one is a copy.
+    by_name = [] if name else ["-e", f"MODEL_NAME={base.name}", "-e", f"MODEL_BASE_PATH={base.parent}"]
+    flags = [f"--model_name={base.name}", f"--model_base_path={base}"]
+    config = [f"--model_config_file={base / _CONFIG}"] if name else []
     card = json.loads((version / "assets.extra" / "model_card.json").read_text())
     label = ["--label", "0"] if card["num_classes"] else []
-    url = f"http://localhost:8501/v1/models/{base.name}"
+    url = f"http://localhost:8501/v1/models/{name or base.name}"
     ports = ["-p", "8500:8500", "-p", "8501:8501"]
     commands = [
-        ["docker", "run", "--rm", *ports, "-v", f"{base}:{base}:ro", "tensorflow/serving", config],
-        ["tensorflow_model_server", "--port=8500", "--rest_api_port=8501", config],
+        ["docker", "run", "--rm", *ports, "-v", f"{base}:{base}:ro", *by_name, "tensorflow/serving", *config],
+        ["tensorflow_model_server", "--port=8500", "--rest_api_port=8501", *(config or flags)],
         ["tfp-cvae", "request", "--url", url, *label, "--count", "16", "--output", "images.png"],
     ]
     return "\n".join(map(shlex.join, commands))
+
+
+def _served_name(base: pathlib.Path) -> str | None:
+    """Name under which the configuration in a folder has that folder served; None if it does not."""
+    try:
+        text = (base / _CONFIG).read_text()
+        config = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
+    except (OSError, ValueError, text_format.ParseError):
+        return None
+    return next((entry.name for entry in config.model_config_list.config if entry.base_path == str(base)), None)
 
 
 def _weights(cvae: CVAE) -> tf.Module:

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from tfp_cvae import archive
-from tfp_cvae.atomic import write_atomically
+from tfp_cvae.atomic import TEMPORARY_PREFIX, write_atomically
 
 FILE = "manifest.json"
 
@@ -28,7 +28,7 @@ def changing(folder: pathlib.Path, *names: str) -> Iterator[None]:
     for name in names:
         path = folder / name
         for file in path.rglob("*") if path.is_dir() else [path]:
-            if file.is_file():
+            if file.is_file() and not file.name.startswith(TEMPORARY_PREFIX):
                 written[file.relative_to(folder).as_posix()] = _entry(file)
     # Read again at the last moment, as another command may have written other files.
     files, others = _read_if_whole(folder)

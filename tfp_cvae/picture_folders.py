@@ -135,14 +135,14 @@ def _size(picture: Any) -> tuple[int, int]:
 
 def _each(files: Sequence[pathlib.Path], take: Callable[[Any], _Taken]) -> Iterator[_Taken]:
     """What a function takes of each picture; all are of one size, and looked at before anything of them is decoded."""
-    decoded, on_disk, first_size = 0, 0, None
+    first_size = None
     for file in files:
-        on_disk += file_size(file, "picture")
+        on_disk = file_size(file, "picture")
         try:
             with PIL.Image.open(file, formats=_FORMATS) as picture:
                 mode, size = _mode(picture), _size(picture)
                 first_size = first_size or size
-                decoded += size[0] * size[1] * (1 if _is_grey(picture) else 3)
+                decoded = size[0] * size[1] * (1 if _is_grey(picture) else 3)
                 if mode in _MODES and size == first_size:
                     check_packing(decoded, on_disk)
                     _check_work(file, picture)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _BOUND = ("elbo", "rate", "distortion", "iwae")
 _EVALUATION = "evaluation.json"
+# Two numbers for each pair of classes, of which there may be 3,000.
+_MAX_EVALUATION_BYTES = 2**28
 _FILES = (_EVALUATION, "model.keras", "history.csv", "images_by_epoch.npz", CONFIG)
 _OLD_BACKUP = f"{atomic.TEMPORARY_PREFIX}backup"
 _FIGURES = tuple(f"figures/{name}.png" for name in ("lower_bound", "generated_by_epoch", "classes", "styles"))
@@ -372,6 +375,7 @@ class Run:
             for key in _BOUND
             if key in evaluation
         ]
+        elsewhere = "" if self.is_evaluated_on_own_data() else f" of {protocol['dataset']}"
         accuracy = evaluation.get("label_posterior_accuracy")
         by = "q(y|x)" if self.config.semi_supervised else "logistic regression on the latent (M1)"
         found = (
@@ -382,8 +386,8 @@ class Run:
         )
         return (
             f"{found}held-out bound, nats per image: {', '.join(bound)}\n"
-            f"  {protocol['num_images']:,} test images, {self.binarization_note()}; K = {protocol['num_samples']}; "
-            f"mean +- standard error; training seed {self.config.seed}\n"
+            f"  {protocol['num_images']:,} test images{elsewhere}, {self.binarization_note()}; "
+            f"K = {protocol['num_samples']}; mean +- standard error; training seed {self.config.seed}\n"
             f"figures: {self.path / 'figures'}\n"
             f"model:   {self.path / 'model.keras'}"
         )
@@ -391,6 +395,11 @@ class Run:
     def has_evaluation(self) -> bool:
         """Whether the model has been evaluated."""
         return (self.path / _EVALUATION).is_file()
+
+    def is_evaluated_on_own_data(self) -> bool:
+        """Whether the evaluation is of the data set of the training, and not of another one."""
+        own = self.dataset_sha256
+        return not own or self.evaluation()["protocol"].get("dataset_sha256", own) == own
 
     def write_evaluation(self, result: Mapping[str, Any]) -> None:
         """Writes `evaluation.json`.
@@ -401,6 +410,8 @@ class Run:
         origin = {"trained_on": self.config.dataset, "training_seed": self.config.seed, "versions": versions()}
         content = {**result, "protocol": {**result["protocol"], **origin}}
         text = json.dumps(content, indent=2, allow_nan=False)
+        # A row of numbers on a line: there are as many numbers as pairs of classes.
+        text = re.sub(r'\[\n[^][{}"]*\]', lambda row: re.sub(r"\n *", " ", row[0]), text)
         with manifest.changing(self.path, _EVALUATION):
             write_atomically(self.path / _EVALUATION, lambda file: file.write_text(text + "\n"))
 
@@ -414,7 +425,7 @@ class Run:
         if not self.has_evaluation():
             raise ValueError(f"run: expected a finished training in {str(self.path)!r}, got no evaluation.json")
         try:
-            content = archive.parse_json(file.read_bytes())
+            content = archive.parse_json(file.read_bytes(), _MAX_EVALUATION_BYTES)
             checks.kind("content", content, dict)
         except (OSError, TypeError, ValueError) as error:
             raise ValueError(

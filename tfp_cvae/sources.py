@@ -1,13 +1,14 @@
 """Where images come from: the embedded set, TensorFlow Datasets, arrays in files, or a folder of pictures."""
 
-import concurrent.futures
 import contextlib
 import difflib
 import functools
 import math
 import os
 import pathlib
+import queue
 import re
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -287,27 +288,40 @@ def _read_batches(builder: Any, split: str, batch_size: int) -> Iterator[tuple[n
         ) from error
 
 
-def _prepare_tfds(builder: Any) -> None:
-    """Downloads and prepares a data set, after a short look whether there is a connection at all."""
+def _connection_error(url: str) -> Exception | None:
+    """Why no server can be reached, after a few seconds; None if one answers, whatever that is."""
     import requests
 
+    answers: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+    def look() -> None:
+        try:
+            requests.get(url, stream=True, timeout=_CONNECTION_TIMEOUT).close()
+            answers.put(None)
+        except requests.RequestException as error:
+            answers.put(error)
+
+    # A thread, as to look up a name can take longer than any timeout that requests knows; nothing waits for its end.
+    threading.Thread(target=look, daemon=True).start()
+    try:
+        return answers.get(timeout=_CONNECTION_TIMEOUT + 2)
+    except queue.Empty:
+        return TimeoutError()
+
+
+def _prepare_tfds(builder: Any) -> None:
+    """Downloads and prepares a data set, after a short look whether there is a connection at all."""
     advice = (
         f"prepare it where there is a connection (tfds build {builder.name}), point TFDS_DATA_DIR at the folder, "
         f"or use {EMBEDDED}, which is embedded"
     )
-    for url in list(builder.url_infos or {})[:1]:
-        # A thread, because looking up a name can hang for longer than any timeout that requests knows.
-        executor = concurrent.futures.ThreadPoolExecutor(max_workers=1)
-        try:
-            look = executor.submit(requests.get, url, stream=True, timeout=_CONNECTION_TIMEOUT)
-            look.result(_CONNECTION_TIMEOUT + 2).raise_for_status()
-        except (requests.RequestException, concurrent.futures.TimeoutError) as error:
-            raise ConnectionError(
-                f"{builder.info.full_name}: expected it prepared in {builder.data_path}, or a connection to download "
-                f"it, got {type(error).__name__}; {advice}"
-            ) from error
-        finally:
-            executor.shutdown(wait=False, cancel_futures=True)
+    url = next((url for url in builder.url_infos or {} if url.startswith(("http://", "https://"))), None)
+    error = _connection_error(url) if url else None
+    if error is not None:
+        raise ConnectionError(
+            f"{builder.info.full_name}: expected it prepared in {builder.data_path}, or a connection to download it, "
+            f"got {type(error).__name__}; {advice}"
+        ) from error
     try:
         builder.download_and_prepare()
     except Exception as error:

@@ -70,8 +70,8 @@ def split_off(name: str, labels: np.ndarray, size: int) -> np.ndarray:
     """
     if size == 0:
         raise ValueError(
-            f"{name}: expected at least 6 images to split off a tenth for validation or test, got {len(labels)}; add "
-            "images, or give the splits yourself in an .npz"
+            f"{name}: expected at least 6 images to split off a tenth for validation or test, got {len(labels)} that "
+            "are in no other split; add images, or give the splits yourself in an .npz"
         )
     pool = labels == UNLABELLED if np.any(labels == UNLABELLED) else np.full(len(labels), True)
     size = min(size, int(pool.sum()))
