@@ -353,7 +353,13 @@ def test_datasets(capsys):
     ("arguments", "message"),
     [
         ([], "train, evaluate, generate, plot, export, request, check, recipes, datasets"),
-        (["tarin"], "Unrecognized options: tarin; did you mean train? see tfp-cvae --help"),
+        (["tarin"], "command: expected one of train, evaluate, generate, plot, "),
+        (["trian", "--dataset", "x.npz"], "datasets, got 'trian'; did you mean train?"),
+        (["learn", "--dataset", "x.npz"], "got 'learn'; see tfp-cvae --help"),
+        (
+            ["train", "--output", "/proc/x"],
+            "/proc/x: expected to write it, got: No such file or directory; choose another",
+        ),
         (["train", "--latent-sise", "3"], "--latent-sise, 3; did you mean --latent-size? see tfp-cvae train --help"),
         (["train", "--confg", "3"], "Unrecognized options: --confg, 3; see tfp-cvae train --help"),
         # A flag of another command is not what was meant.

@@ -179,7 +179,7 @@ IMAGES, LABELS = stripes(60)
         (np.where(IMAGES > 250, np.nan, 0.5), LABELS, ValueError, r"expected floats in \[0, 1\], got nan to nan"),
         (IMAGES.astype(int) - 1, LABELS, ValueError, r"expected integers in \[0, 255\], got -1 to 254"),
         ((IMAGES > 128).astype(int), LABELS, ValueError, "got only 0 and 1; give binary images as bool"),
-        (IMAGES, LABELS.astype(float), TypeError, "train labels: expected an integer"),
+        (IMAGES, LABELS.astype(float), TypeError, r"train labels: expected an .*, got an array of float64 \[60\]"),
         (IMAGES, LABELS[:-1], ValueError, r"train labels: expected shape \[60\], one for each image, got \[59\]"),
         (IMAGES, LABELS + 1, ValueError, "train labels: expected 0 to 2, got 3"),
         (IMAGES, LABELS - 2, ValueError, "train labels: expected 0 to 2, got -2"),

@@ -531,7 +531,7 @@ def test_labels_in_the_place_of_the_image_are_refused(cvae, as_dataset):
     ("x", "message"),
     [
         ((IMAGE, NAN), r"one_hot: expected values in \[0, 1\], got nan to nan"),
-        ((IMAGE, ONE_HOT[:, :2]), r"one_hot: expected shape \[n, 3\], got \[6, 2\]"),
+        ((IMAGE, ONE_HOT[:, :2]), r"one_hot: expected shape \[n, 3\], got \[6, 2\]; cvae.one_hot\(label, n\) makes"),
         ((IMAGE, 2 * ONE_HOT), r"one_hot: expected values in \[0, 1\], got 0.0 to 2.0"),
         ((IMAGE, 0 * ONE_HOT), "one_hot: expected rows that sum to 1 .* got 0.0 in row 0"),
         ((IMAGE + 255, ONE_HOT), r"image: expected values in \[0, 1\], got 255.0 to 255.0; divide grey values by 255"),
@@ -690,6 +690,10 @@ def test_metrics_of_another_kind_are_refused(cvae, argument):
         TypeError, match=r"metrics: expected an instance, got the class ELBO; add parentheses: ELBO\(\)"
     ):
         cvae.compile("adam", NegativeELBO(), **{argument: [ELBO]})
+    with pytest.raises(
+        ValueError, match=r"metrics: expected .*, got 'accuracy', which would be that of pixels; tfp_cvae"
+    ):
+        cvae.compile("adam", NegativeELBO(), **{argument: ["accuracy"]})
 
 
 class Loader(keras.utils.Sequence):

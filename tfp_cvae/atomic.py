@@ -45,6 +45,12 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[pathlib.Path
     return path
 
 
+def make_folder(path: pathlib.Path) -> None:
+    """Makes a folder and those in which it is; raises OSError that says so if it cannot."""
+    with _explained(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 def check_can_write(folder: pathlib.Path) -> None:
     """Raises OSError if no file can be written in a folder."""
     temporary = _temporary(folder)
@@ -162,6 +168,8 @@ def _explained(path: pathlib.Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        explained = type(error)(f"{path}: expected to write it, got: {reason}; make room, or choose another folder")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, None)
+        advice = "make room, or choose another folder" if full else "choose another folder, or mend this one"
+        explained = type(error)(f"{path}: expected to write it, got: {reason}; {advice}")
         explained.errno = error.errno
         raise explained from error

@@ -85,7 +85,8 @@ def labels(name: str, value: np.ndarray, num_classes: int) -> None:
 def unit_interval(name: str, value: np.ndarray, shape: tuple[int, ...]) -> None:
     """Checks that an array is `[n, *shape]`, finite and in [0, 1]."""
     if value.shape[1:] != shape or value.ndim != len(shape) + 1:
-        raise ValueError(f"{name}: expected shape [n, {', '.join(map(str, shape))}], got {list(value.shape)}")
+        hint = "; cvae.one_hot(label, n) makes one-hot rows" if name == "one_hot" else ""
+        raise ValueError(f"{name}: expected shape [n, {', '.join(map(str, shape))}], got {list(value.shape)}{hint}")
     if value.size and not (value.min() >= 0 and value.max() <= 1):
         low, high = value.min(), value.max()
         raise ValueError(f"{name}: expected values in [0, 1], got {low} to {high}{_hint(high)}")
@@ -208,6 +209,8 @@ def _hint(high: float) -> str:
 
 def _shown(value: Any) -> str:
     """What came, for a message."""
+    if isinstance(value, np.ndarray) and value.size > 9:
+        return f"an array of {value.dtype} {list(value.shape)}"
     try:
         return one_line(repr(value))
     except ValueError:  # An integer of more digits than Python prints.

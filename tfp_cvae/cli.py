@@ -84,6 +84,10 @@ def _parse(words: list[str]) -> Any:
             raise ValueError(
                 f"{word.rstrip('=') or before}: expected a value, got an empty word; is a variable not set?"
             )
+    if words and not words[0].startswith("-") and words[0] not in commands.COMMANDS:
+        near = difflib.get_close_matches(words[0], commands.COMMANDS, n=1)
+        guess = f"did you mean {near[0]}?" if near else f"see {_help([])}"
+        raise ValueError(f"command: expected one of {', '.join(commands.COMMANDS)}, got {words[0]!r}; {guess}")
     # The recipe, or the run to resume, decides the defaults of the other flags, and has to be known before they are
     # parsed.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)

@@ -14,7 +14,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from tfp_cvae import checks
-from tfp_cvae.atomic import write_atomically, write_next_version
+from tfp_cvae.atomic import make_folder, write_atomically, write_next_version
 from tfp_cvae.model import CVAE
 from tfp_cvae.model_files import weights_sha256
 from tfp_cvae.protocol import versions
@@ -110,7 +110,7 @@ def export_saved_model(
             raise OSError(error.message.rpartition("; ")[2]) from error
         _check_answers(folder, requests)
 
-    base.mkdir(parents=True, exist_ok=True)
+    make_folder(base)
     if not (base / _CONFIG).exists():
         # Once: the server's owner may have written policies and labels into it since.
         text = text_format.MessageToString(_server_config(base))

@@ -47,8 +47,8 @@ class CheckedModel(keras.Model):
         Raises:
             TypeError: If the optimizer or a metric is not one of `tf_keras`, there is more than one loss, or a class
                 stands in the place of a loss or metric.
-            ValueError: If the loss is one of Keras, which sees the mean image alone, or networks in float16 are trained
-                without scaling of the loss.
+            ValueError: If the loss is one of Keras, which sees the mean image alone, a metric is "accuracy", which
+                would be that of pixels, or networks in float16 are trained without scaling of the loss.
         """
         if type(optimizer).__module__.split(".")[0] == "keras":
             raise TypeError(
@@ -72,6 +72,11 @@ class CheckedModel(keras.Model):
             )
         for part in tf.nest.flatten([loss, args[:1], kwargs.get("metrics"), kwargs.get("weighted_metrics")]):
             name = "loss" if part is loss else "metrics"
+            if isinstance(part, str) and part in ("accuracy", "acc"):
+                raise ValueError(
+                    f"{name}: expected such as tfp_cvae.ELBO(), got {part!r}, which would be that of pixels; "
+                    "tfp_cvae.evaluate classifies by Bayes' rule"
+                )
             if isinstance(part, type):
                 kind = part.__name__
                 raise TypeError(f"{name}: expected an instance, got the class {kind}; add parentheses: {kind}()")

@@ -105,7 +105,7 @@ class Run:
         overwrites = holds_run(path)
         for name in _CONTENTS if overwrites else ():
             atomic.delete(path / name)
-        path.mkdir(parents=True, exist_ok=True)
+        atomic.make_folder(path)
         atomic.flush(path.parent)
         if not overwrites:
             # A run has a backup from the beginning; but the old settings may not have one to go on with.

@@ -114,7 +114,7 @@ def _lead(
             print("The bounds below are on grey images: not comparable with bounds on binary images.")
         if config.semi_supervised and not dataset.train.has_unlabelled() and verbose:
             print("All training images have a label: --num-labels keeps a few.")
-        path.mkdir(parents=True, exist_ok=True)
+        atomic.make_folder(path)
         with locked(path):
             # Again, as another process may have been here meanwhile.
             run = run_to_resume(path, config, overwrite=overwrite, resume=resume)
