@@ -211,6 +211,19 @@ def _class_names(name: str, given: np.ndarray) -> list[str]:
     return class_names
 
 
+@contextlib.contextmanager
+def _without_warnings_of_tfds() -> Iterator[None]:
+    """Has TFDS not warn that a set is not prepared, which is said in an error or mended by a download."""
+    from absl import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def _load_tfds(name: str) -> Dataset:
     import tensorflow_datasets as tfds
 
@@ -230,7 +243,9 @@ def _load_tfds(name: str) -> Dataset:
         raise ValueError(f"{name}: expected one image and the label of one class, got other kinds; make an .npz file")
     if None in shape:
         raise ValueError(f"{name}: expected images of one size, got the shape {shape}; resize them into an .npz file")
-    if not builder.is_prepared():
+    with _without_warnings_of_tfds():
+        is_prepared = builder.is_prepared()
+    if not is_prepared:
         _prepare_tfds(builder)
     splits = {split: builder.info.splits[split].num_examples for split in _SPLITS if split in builder.info.splits}
     if "train" not in splits:
