@@ -73,14 +73,13 @@ def test_files_beside_the_model(tmp_path):
         inputs = {name: tf.constant(tf.make_ndarray(tensor)) for name, tensor in record.inputs.items()}
         for tensor in call(served, record.model_spec.signature_name, **inputs).values():
             assert len(tensor) == 1
-    config = text_format.Parse(
-        (tmp_path / "cvae" / "models.config").read_text(), model_server_config_pb2.ModelServerConfig()
-    )
-    (entry,) = config.model_config_list.config
+    config = tmp_path / "cvae" / "models.config"
+    written = config.read_text()
+    (entry,) = text_format.Parse(written, model_server_config_pb2.ModelServerConfig()).model_config_list.config
     # Policies and labels that its owner wrote are kept.
-    (tmp_path / "cvae" / "models.config").write_text("# mine")
+    config.write_text(f"# mine\n{written}")
     export_saved_model(cvae, tmp_path / "cvae")
-    assert (tmp_path / "cvae" / "models.config").read_text() == "# mine"
+    assert config.read_text() == f"# mine\n{written}"
     assert (entry.name, entry.base_path, entry.model_platform) == ("cvae", str(tmp_path / "cvae"), "tensorflow")
     card = json.loads((version / "assets.extra" / "model_card.json").read_text())
     assert card["image_shape"] == [8, 8, 1]
@@ -93,7 +92,6 @@ def test_files_beside_the_model(tmp_path):
     assert set(card["signatures"]) == SIGNATURES
     assert card["versions"]["tensorflow"] == tf.__version__
     commands = server_commands(version)
-    config = tmp_path / "cvae" / "models.config"
     assert commands.count(f"--model_config_file={config}") == 2
     assert "/v1/models/cvae --label 0 " in commands
     # Its owner may have given it another name; that of a copy names the first folder.
