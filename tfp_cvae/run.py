@@ -399,7 +399,7 @@ class Run:
     def is_evaluated_on_own_data(self) -> bool:
         """Whether the evaluation is of the data set of the training, and not of another one."""
         own = self.dataset_sha256
-        return not own or self.evaluation()["protocol"].get("dataset_sha256", own) == own
+        return not own or self.evaluation().get("protocol", {}).get("dataset_sha256", own) == own
 
     def write_evaluation(self, result: Mapping[str, Any]) -> None:
         """Writes `evaluation.json`.
