@@ -33,7 +33,7 @@ def test_unknown_name():
 
 
 def test_imports_point_upwards_in_the_layout():
-    """The table in docs/development.md, to which what is imported late, within a function, is no exception to be made."""
+    """Of the table in docs/development.md; what is imported late, within a function, is not looked at."""
     root = pathlib.Path(__file__).resolve().parents[1]
     table = (root / "docs" / "development.md").read_text().partition("| module |")[2].partition("\n\n")[0]
     row_of = {name: row for row, line in enumerate(table.splitlines()) for name in re.findall(r"`(\w+)`", line)}

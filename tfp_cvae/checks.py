@@ -144,10 +144,10 @@ def class_name(source: str, value: str) -> None:
 
 def versions_folder(name: str, value: str | os.PathLike[str]) -> pathlib.Path:
     """Returns the absolute path of a folder for the versions of a served model, if it can be one."""
-    # A colon is that of a bucket, and ends a path for Docker.
     if not str(value):
         raise ValueError(f"{name}: expected a folder, got an empty name")
     folder = pathlib.Path(os.path.abspath(value))
+    # A colon is that of a bucket, and ends a path for Docker.
     if ":" in str(folder):
         raise ValueError(f"{name}: expected a local folder without ':', to copy to buckets, got {str(folder)!r}")
     if folder.exists() and not folder.is_dir():
