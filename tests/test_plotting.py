@@ -75,6 +75,32 @@ def test_names_stand_upright_where_they_have_room():
         assert {label.get_rotation() for label in axes.get_xticklabels()} <= {rotation}
 
 
+def inches(figure, axes):
+    """Size of what is in the axes, after the texts have found their room."""
+    figure.draw_without_rendering()
+    window = axes.get_window_extent()
+    return np.array([window.width, window.height]) / figure.dpi
+
+
+def test_long_names_take_no_room_from_images_and_tables():
+    images, confusion = np.zeros((10, 8, 28, 28, 1)), np.eye(10, dtype=int)
+    short, longer, longest = (["x" * size, *"abcdefghi"] for size in (3, 30, 300))
+    for make in (
+        lambda names: plotting.image_table(images, names, names[:8], row_label="rows", column_label="columns"),
+        lambda names: plotting.class_tables(confusion, -confusion, names, "title"),
+    ):
+        figures = [make(names) for names in (short, longer, longest)]
+        expected = inches(figures[0], figures[0].axes[0])
+        for figure in figures:
+            assert (inches(figure, figure.axes[0]) > 0.95 * expected).all()
+            # Nor do they make a figure as long as they are; and all texts are in it.
+            size, bounds = figure.get_size_inches(), figure.get_tightbbox()
+            assert max(size) < 25
+            assert (bounds.min >= -0.02).all()
+            assert (bounds.max <= size + 0.02).all()
+        assert figures[2].axes[0].get_yticklabels()[0].get_text() == f"{'x' * 37}..."
+
+
 def test_calibration():
     figure = plotting.calibration([[0.5, 0.4, 10], [1.0, 0.9, 2000]], [[1.0, 0.97], [0.5, 1.0]], "t")
     reliability, selective = figure.axes

@@ -14,6 +14,9 @@ _GIVEN: dict[str, Any] = {"parse_math": False}
 _TITLE: dict[str, Any] = {**_GIVEN, "fontsize": _FONT_SIZE + 2}
 _IMAGE_INCHES = 0.62
 _LONG_NAME = 7
+# A longer one is cut, or a figure would be names.
+_MAX_NAME = 40
+_INCHES_PER_LETTER = 0.12
 
 
 def lower_bound(history: Mapping[str, Sequence[float] | np.ndarray], title: str = "Evidence lower bound") -> Figure:
@@ -90,6 +93,7 @@ def image_table(
         The figure, which a notebook shows.
     """
     images = images / np.float32(255) if images.dtype == np.uint8 else np.asarray(images, np.float32)
+    row_names, column_names = _cut(row_names), _cut(column_names)
     rows, columns, height, width, channels = images.shape
     gap = max(1, round(0.08 * width))
     offsets = np.array(
@@ -102,22 +106,36 @@ def image_table(
             canvas[top : top + height, left : left + width] = images[row, column]
     inches_per_pixel = _IMAGE_INCHES / max(height, width, 1)
     size = canvas.shape[1] * inches_per_pixel, canvas.shape[0] * inches_per_pixel
-    figure = Figure(figsize=(max(size[0], 5.0) + 1.3, size[1] + 1.1), layout="constrained")
+    named = [name for name in column_names if name]
+    # Or they would run into each other. One that stands for several columns, those beside it being empty, has their
+    # room, too.
+    upright = any(len(name) * len(named) > _LONG_NAME * len(column_names) for name in named)
+    room = _room(row_names), _room(column_names) if upright else 0
+    figure = Figure(figsize=(max(size[0], 5.0) + 1.3 + room[0], size[1] + 1.1 + room[1]), layout="constrained")
     axes = figure.subplots()
     _show(axes, canvas)
     middle = np.arange(rows) * (height + gap) + height / 2
     axes.set_yticks(middle[: len(row_names)], row_names, fontsize=_FONT_SIZE, **_GIVEN)
     axes.set_xticks((offsets + width / 2)[: len(column_names)], column_names, fontsize=_FONT_SIZE - 2, **_GIVEN)
-    named = [name for name in column_names if name]
-    # One that stands for several columns, those beside it being empty, has their room, too.
-    if any(len(name) * len(named) > _LONG_NAME * len(column_names) for name in named):
-        # They would run into each other.
+    if upright:
         axes.tick_params(axis="x", rotation=90)
     axes.set_ylabel(row_label, fontsize=_FONT_SIZE)
     axes.set_xlabel(column_label, fontsize=_FONT_SIZE)
     if title:
         axes.set_title(title, fontsize=_FONT_SIZE + 1, pad=12, **_GIVEN)
+    if any(room):
+        # The first layout does not know yet how far the images come to be from the names.
+        figure.draw_without_rendering()
     return figure
+
+
+def _cut(names: Sequence[str]) -> list[str]:
+    return [name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 3]}..." for name in names]
+
+
+def _room(names: Sequence[str]) -> float:
+    """Inches that the longest name takes beyond those of a short one, so that it takes none from the images."""
+    return _INCHES_PER_LETTER * max(0, max(map(len, names), default=0) - _LONG_NAME)
 
 
 def _show(axes: Axes, canvas: np.ndarray) -> None:
@@ -145,7 +163,7 @@ def calibration(reliability: np.ndarray, selective_accuracy: np.ndarray, title: 
     left, right = figure.subplots(1, 2)
     confidence, accuracy, count = np.asarray(reliability).T
     left.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="calibrated")
-    left.plot(confidence, accuracy, color="C0", marker="o", label="model")
+    left.plot(confidence, accuracy, color="C0", marker="o", label="model", clip_on=False)
     for x, y, number in zip(confidence, accuracy, count, strict=True):
         # Below the point, but not over the axis.
         place = (6, -12 if y > 0.08 else 5)
@@ -156,7 +174,7 @@ def calibration(reliability: np.ndarray, selective_accuracy: np.ndarray, title: 
     left.set_title("Reliability (number of images at each point)", fontsize=_FONT_SIZE)
     left.legend(fontsize=_FONT_SIZE, frameon=False, loc="upper left")
     share, selected = np.asarray(selective_accuracy).T
-    right.plot(100 * share, 100 * (1 - selected), color="C2", marker="o")
+    right.plot(100 * share, 100 * (1 - selected), color="C2", marker="o", clip_on=False)
     right.set_ylim(bottom=0)
     right.set_xlabel("share of the images that is classified, the surest first (%)", fontsize=_FONT_SIZE)
     right.set_ylabel("error (%)", fontsize=_FONT_SIZE)
@@ -180,8 +198,9 @@ def class_tables(confusion: np.ndarray, elbo_by_label: np.ndarray, class_names: 
     Returns:
         The figure, which a notebook shows.
     """
-    side = min(12.0, 2.5 + 0.42 * len(class_names))
-    figure = Figure(figsize=(2 * side + 1, side), layout="constrained")
+    class_names = _cut(class_names)
+    side, room = min(12.0, 2.5 + 0.42 * len(class_names)), _room(class_names) if len(class_names) <= 40 else 0
+    figure = Figure(figsize=(2 * (side + room) + 1, side + room), layout="constrained")
     left, right = figure.subplots(1, 2)
     confusion, elbo_by_label = np.asarray(confusion), np.asarray(elbo_by_label)
     # The errors are what one wants to see: the right ones would take the whole scale.
