@@ -40,6 +40,7 @@ PEERS = {
         "tfp_cvae, without XLA": ("package.py", "kernels"),
         "tfp_cvae, TensorFlow's own kernels": ("package.py", "own kernels"),
         "tfp_cvae, bfloat16": ("package.py", "bfloat16"),
+        "tfp_cvae, bfloat16, Keras's Adam": ("package.py", "bfloat16, Keras's Adam"),
         "tfp_cvae, averaged weights": ("package.py", "average"),
         "tfp_cvae, own callbacks": ("package.py", "callbacks"),
         "tfp_cvae, callbacks of train": ("package.py", "train"),

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from tfp_cvae.losses import Rate as Rate
     from tfp_cvae.losses import SemiSupervisedNegativeELBO as SemiSupervisedNegativeELBO
     from tfp_cvae.model import CVAE as CVAE
+    from tfp_cvae.optimizers import FusedAdam as FusedAdam
     from tfp_cvae.recipes import RECIPES as RECIPES
     from tfp_cvae.recipes import recipe as recipe
     from tfp_cvae.results import Estimate as Estimate
@@ -64,6 +65,7 @@ _MODULES = {
     "likelihood": ("Likelihood", "likelihood_under_each_label"),
     "losses": ("ELBO", "Distortion", "NegativeELBO", "NegativeIWAE", "Rate", "SemiSupervisedNegativeELBO"),
     "model": ("CVAE",),
+    "optimizers": ("FusedAdam",),
     "recipes": ("RECIPES", "recipe"),
     "results": ("Estimate", "Evaluation"),
     "run": ("Run",),

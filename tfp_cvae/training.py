@@ -33,7 +33,7 @@ from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate, 
 from tfp_cvae.memory import keep_freed_memory
 from tfp_cvae.model import CVAE
 from tfp_cvae.model_files import weights_sha256
-from tfp_cvae.optimizers import Adam
+from tfp_cvae.optimizers import FusedAdam
 from tfp_cvae.protocol import held_out_protocol, versions
 from tfp_cvae.run import Run, run_to_resume
 from tfp_cvae.run_folder import check_one_of, has_config
@@ -294,7 +294,7 @@ def compile_model(cvae: CVAE, config: TrainConfig, steps_per_epoch: int) -> None
     learning_rate = config.learning_rate
     if config.learning_rate_schedule == "cosine":
         learning_rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps_per_epoch * config.epochs)
-    optimizer = Adam(learning_rate, use_ema=config.ema_momentum > 0, ema_momentum=config.ema_momentum or 0.99)
+    optimizer = FusedAdam(learning_rate, use_ema=config.ema_momentum > 0, ema_momentum=config.ema_momentum or 0.99)
     if config.objective == "iwae":
         loss = NegativeIWAE()
     elif config.semi_supervised:

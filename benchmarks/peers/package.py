@@ -1,7 +1,7 @@
 """This package: `compile` and `fit` as `tfp-cvae train` does.
 
 Variants: "keras" has a program for each step, "kernels" no XLA, "own kernels" neither XLA nor oneDNN, "bfloat16" that
-precision and no XLA, "average" a mean of the last weights, which is what is tested, "callbacks" the callbacks of this
+precision and no XLA, with "Keras's Adam" in the place of that of this package, "average" a mean of the last weights, which is what is tested, "callbacks" the callbacks of this
 package, "train" those of `tfp-cvae train`, which are these and the `ModelCheckpoint` of Keras, and "2 workers" and the
 like share each batch among as many processes, each with its share of the processors, and without XLA.
 """
@@ -95,7 +95,7 @@ def train(given, is_assistant):
         network=given.network,
         width=given.width,
         latent_size=given.latent_size,
-        precision="mixed_bfloat16" if given.variant == "bfloat16" else "float32",
+        precision="mixed_bfloat16" if given.variant.startswith("bfloat16") else "float32",
         learning_rate_schedule="constant",
         ema_momentum=EMA_MOMENTUM if given.variant == "average" else 0,
         epochs=1000,
@@ -110,6 +110,8 @@ def train(given, is_assistant):
         compile_model(cvae, config, steps_per_epoch=steps)
         if given.variant in ("kernels", "own kernels"):
             cvae.jit_compile = False
+        if given.variant.endswith("Keras's Adam"):
+            cvae.optimizer = keras.optimizers.Adam(config.learning_rate)
     batches = distribution.distribute(
         lambda share: data.train.batches(given.batch_size, drop_remainder=True, share=share), strategy
     )
