@@ -1,9 +1,10 @@
 """This package: `compile` and `fit` as `tfp-cvae train` does.
 
 Variants: "keras" has a program for each step, "kernels" no XLA, "own kernels" neither XLA nor oneDNN, "bfloat16" that
-precision and no XLA, with "Keras's Adam" in the place of that of this package, "average" a mean of the last weights, which is what is tested, "callbacks" the callbacks of this
-package, "train" those of `tfp-cvae train`, which are these and the `ModelCheckpoint` of Keras, and "2 workers" and the
-like share each batch among as many processes, each with its share of the processors, and without XLA.
+precision and no XLA, "Keras's Adam" after a comma that in the place of `FusedAdam`, "average" a mean of the last
+weights, which is what is tested, "callbacks" the callbacks of this package, "train" those of `tfp-cvae train`, which
+are these and the `ModelCheckpoint` of Keras, and "2 workers" and the like share each batch among as many processes,
+each with its share of the processors, and without XLA.
 """
 
 import json
