@@ -1,4 +1,3 @@
-import pathlib
 import subprocess
 import sys
 
@@ -165,7 +164,7 @@ def test_a_saved_model_goes_on_in_another_process(tmp_path):
     images, labels = stripes()
     image, one_hot = (images / 255).astype(np.float32), np.eye(3, dtype=np.float32)[labels]
     np.savez(tmp_path / "data.npz", image=image, one_hot=one_hot)
-    pathlib.Path(tmp_path, "go_on.py").write_text(IN_ANOTHER_PROCESS)
+    (tmp_path / "go_on.py").write_text(IN_ANOTHER_PROCESS)
     ended = subprocess.run(
         [sys.executable, "go_on.py", "cvae.keras", "data.npz", "weights.npz"],
         cwd=tmp_path,

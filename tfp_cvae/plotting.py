@@ -199,7 +199,8 @@ def class_tables(confusion: np.ndarray, elbo_by_label: np.ndarray, class_names: 
         The figure, which a notebook shows.
     """
     class_names = _cut(class_names)
-    side, room = min(12.0, 2.5 + 0.42 * len(class_names)), _room(class_names) if len(class_names) <= 40 else 0
+    named = len(class_names) <= 40
+    side, room = min(12.0, 2.5 + 0.42 * len(class_names)), _room(class_names) if named else 0
     figure = Figure(figsize=(2 * (side + room) + 1, side + room), layout="constrained")
     left, right = figure.subplots(1, 2)
     confusion, elbo_by_label = np.asarray(confusion), np.asarray(elbo_by_label)
@@ -217,7 +218,7 @@ def class_tables(confusion: np.ndarray, elbo_by_label: np.ndarray, class_names: 
     right.set_title("Mean ELBO (nats per image)", fontsize=_FONT_SIZE)
     for axes in (left, right):
         axes.set_ylabel("true class", fontsize=_FONT_SIZE)
-        if len(class_names) <= 40:
+        if named:
             rotation = 90 if max(map(len, class_names)) > 3 else 0
             style = {"fontsize": _FONT_SIZE - 3, **_GIVEN}
             axes.set_xticks(range(len(class_names)), class_names, rotation=rotation, **style)
