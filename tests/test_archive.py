@@ -1,6 +1,8 @@
 """The worst that a `.keras` file, an `.npz` file or a JSON text can hold. `test_fuzz` draws the rest."""
 
+import base64
 import contextlib
+import importlib
 import io
 import json
 import pickle
@@ -127,6 +129,19 @@ def test_networks_of_users_are_loaded(tmp_path):
         objects[name] = found
 
 
+class Payload:
+    def __reduce__(self):
+        return importlib.import_module, ("archive_canary",)
+
+
+# A layer that TensorFlow Probability registers and that unpickles its function.
+UNPICKLING = {
+    "function": "x",
+    "function_type": "raw",
+    "output_shape": None,
+    "output_shape_type": "raw",
+    "make_distribution_fn": base64.encodebytes(pickle.dumps(Payload())).decode("ascii"),
+}
 EVIL = [
     {"module": "archive_canary", "class_name": "Dense", "config": {}, "registered_name": None},
     {"module": "archive_canary", "class_name": "Dense", "config": {}, "registered_name": "Dense"},
@@ -163,11 +178,16 @@ EVIL = [
     {"class_name": "__lambda__", "config": {"value": []}, "module": None, "registered_name": "tfp_cvae>PixelBias"},
     {"class_name": "Lambda", "config": {"function": ["", None, None]}},
     {"class_name": ["Dense"], "config": {}, "module": "keras.layers"},
+    *(
+        {"module": "x", "class_name": "DistributionLambda", "registered_name": name, "config": UNPICKLING}
+        for name in ("DistributionLambda", "tfp_cvae>PixelBias", "IndependentNormal", None)
+    ),
+    {"module": "x", "class_name": "function", "registered_name": "function", "config": "DistributionLambda"},
 ]
 
 
 @pytest.mark.parametrize("evil", EVIL, ids=lambda evil: f"{evil.get('module')}-{evil['class_name']}")
-@pytest.mark.parametrize("place", ["initializer", "activation", "layer", "network"])
+@pytest.mark.parametrize("place", ["initializer", "activation", "layer", "network", "tensor"])
 def test_no_code_is_executed(tmp_path, monkeypatch, saved, evil, place):
     (tmp_path / "archive_canary.py").write_text(
         f"import pathlib\npathlib.Path({str(tmp_path / 'executed')!r}).touch()\n\n\nclass Dense: pass\n"
@@ -181,12 +201,23 @@ def test_no_code_is_executed(tmp_path, monkeypatch, saved, evil, place):
             dense(config).update(evil)
             if "module" not in evil:
                 del dense(config)["module"]
+        elif place == "tensor":
+            last = next(layer for layer in layers(config).values() if layer["class_name"] == "MultivariateNormalDiag")
+            last["config"]["convert_to_tensor_fn"] = evil
         else:
             config["config"]["prior"] = evil
 
     refused(with_config(tmp_path / "evil.keras", saved, change), "the (class|object|function)")
     assert not (tmp_path / "executed").exists()
     assert "archive_canary" not in sys.modules
+
+
+def test_a_layer_takes_no_function_from_a_file(tmp_path, saved):
+    def change(config):
+        last = next(layer for layer in layers(config).values() if layer["class_name"] == "MultivariateNormalDiag")
+        last["config"]["convert_to_tensor_fn"] = "stddev"
+
+    refused(with_config(tmp_path / "evil.keras", saved, change), "convert_to_tensor_fn: expected none")
 
 
 def test_what_compile_was_given_is_not_read(tmp_path, saved):

@@ -3,9 +3,11 @@
 The inputs are drawn by Hypothesis: values, and real files that are spoilt. `--fuzz-inputs N` says how many in all.
 """
 
+import base64
 import collections
 import contextlib
 import copy
+import importlib
 import io
 import json
 import math
@@ -748,7 +750,23 @@ def test_run_folders(fuzz, watch):
 
 
 # What a configuration could name to do harm.
+class _Payload:
+    def __reduce__(self):
+        return importlib.import_module, ("fuzz_canary",)
+
+
+_UNPICKLING = {
+    "function": "x",
+    "function_type": "raw",
+    "output_shape": None,
+    "output_shape_type": "raw",
+    "make_distribution_fn": base64.encodebytes(pickle.dumps(_Payload())).decode("ascii"),
+}
 _EVIL = [
+    *(
+        {"module": "x", "class_name": "DistributionLambda", "registered_name": name, "config": _UNPICKLING}
+        for name in ("DistributionLambda", "tfp_cvae>PixelBias")
+    ),
     {"module": "fuzz_canary", "class_name": "Dense", "config": {"units": 3}, "registered_name": None},
     {"module": "fuzz_canary", "class_name": "Dense", "config": {"units": 3}, "registered_name": "Dense"},
     {"module": "fuzz_canary", "class_name": "function", "config": "Dense", "registered_name": "function"},

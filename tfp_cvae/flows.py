@@ -40,6 +40,7 @@ class CouplingFlow(SerializableDistributionLambda):
         the N(0, I) that it transforms, as its own has no closed form.
 
     Raises:
+        TypeError: If a `convert_to_tensor_fn` is given.
         ValueError: If `event_shape` is less than 2, or an `activity_regularizer` is given.
     """
 
@@ -47,12 +48,7 @@ class CouplingFlow(SerializableDistributionLambda):
         if event_shape < 2:
             raise ValueError(f"event_shape: expected at least 2, as each half moves the other, got {event_shape}")
         checks.integer("depth", depth, 1)
-        super().__init__(
-            self._distribution,
-            int(event_shape),
-            convert_to_tensor_fn=lambda flow: flow.distribution.mean(),
-            **kwargs,
-        )
+        super().__init__(self._distribution, int(event_shape), **kwargs)
         self.depth = depth
         self.width = width
 
@@ -67,6 +63,10 @@ class CouplingFlow(SerializableDistributionLambda):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "depth": self.depth, "width": self.width}
+
+    @staticmethod
+    def _to_tensor(flow: tfd.Distribution) -> tf.Tensor:
+        return flow.distribution.mean()
 
     def _distribution(self, one_hot: tf.Tensor) -> tfd.Distribution:
         loc = tf.zeros([tf.shape(one_hot)[0], self.event_shape])

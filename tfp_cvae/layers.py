@@ -29,16 +29,17 @@ class SerializableDistributionLambda(tfp.layers.DistributionLambda):
     That of a `CouplingFlow` is another one.
 
     Raises:
+        TypeError: If it is given a `convert_to_tensor_fn`.
         ValueError: If it is given an `activity_regularizer`.
     """
 
-    def __init__(
-        self,
-        make_distribution_fn: Any,
-        event_shape: Any,
-        convert_to_tensor_fn: Any = tfd.Distribution.mean,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, make_distribution_fn: Any, event_shape: Any, **kwargs: Any) -> None:
+        if "convert_to_tensor_fn" in kwargs:
+            # Nor from a file: TFP makes whatever layer one names, and unpickles its function.
+            raise TypeError(
+                f"convert_to_tensor_fn: expected none, as a distribution of {type(self).__name__} is its mean where a "
+                f"tensor is expected, got {type(kwargs['convert_to_tensor_fn']).__name__}; call sample() for a sample"
+            )
         if kwargs.get("activity_regularizer") is not None:
             # As in examples of TFP, whose loss is the distortion alone.
             raise ValueError(
@@ -47,7 +48,11 @@ class SerializableDistributionLambda(tfp.layers.DistributionLambda):
             )
         self.event_shape = event_shape
         kwargs = {"dtype": "float32", **kwargs}
-        super().__init__(make_distribution_fn, convert_to_tensor_fn=convert_to_tensor_fn, **kwargs)
+        super().__init__(make_distribution_fn, self._to_tensor, **kwargs)
+
+    @staticmethod
+    def _to_tensor(distribution: tfd.Distribution) -> tf.Tensor:
+        return distribution.mean()
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         # The parent remembers in an attribute who has called `call`, which two threads would change for each other.
@@ -97,6 +102,7 @@ class MultivariateNormalDiag(SerializableDistributionLambda):
         `tfd.MultivariateNormalDiag` with batch shape `[batch]` and event shape `[d]`. As a tensor it is its mean.
 
     Raises:
+        TypeError: If a `convert_to_tensor_fn` is given.
         ValueError: If there are not as many parameters, or an `activity_regularizer` is given.
     """
 
@@ -154,6 +160,7 @@ class IndependentBernoulli(SerializableDistributionLambda):
         tensor it is its mean: pixel probabilities in [0, 1].
 
     Raises:
+        TypeError: If a `convert_to_tensor_fn` is given.
         ValueError: If there are not as many parameters, or an `activity_regularizer` is given.
     """
 
@@ -189,6 +196,7 @@ class OneHotCategorical(SerializableDistributionLambda):
         the probabilities.
 
     Raises:
+        TypeError: If a `convert_to_tensor_fn` is given.
         ValueError: If there are not as many parameters, or an `activity_regularizer` is given.
     """
 

@@ -24,6 +24,8 @@ _MAX_IMAGE_SIZE = 2**26
 # Through the layers of a network, which Keras writes in the order in which they are called.
 _MAX_PASSES = 100
 
+# Which register some of their own objects.
+_LIBRARIES = ("keras", "tensorflow", "tensorflow_probability", "tf_keras")
 _MODELS = ("tfp_cvae>CVAE", "tfp_cvae>SemiSupervisedCVAE")
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 
@@ -212,7 +214,7 @@ def _check_object(value: dict[str, Any]) -> None:
         raise ValueError(f"the object {shown}, which a model of this package does not hold")
     if name == "function":
         function = value.get("config")
-        if not isinstance(function, str) or keras.saving.get_registered_object(function) is None:
+        if not isinstance(function, str) or not _is_registered(keras.saving.get_registered_object(function)):
             raise ValueError(f"the function {archive.one_line(function, 100)}, which is not registered{advice}")
     elif _found_class(value) is None:
         raise ValueError(f"the class {shown}, which could run any code{advice}")
@@ -223,17 +225,26 @@ def _found_class(value: dict[str, Any]) -> type | None:
     import tf_keras as keras
 
     found = keras.saving.get_registered_object(value.get("registered_name"))
-    if found is not None:
-        return found
-    # As Keras, which calls itself by both names.
-    module = value["module"]
-    module = f"tf_{module}" if isinstance(module, str) and module.split(".")[0] == "keras" else module
-    if module not in _NAMESPACES:
+    if found is None:
+        # As Keras, which calls itself by both names.
+        module = value["module"]
+        module = f"tf_{module}" if isinstance(module, str) and module.split(".")[0] == "keras" else module
+        if module not in _NAMESPACES:
+            return None
+        found = vars(importlib.import_module(module)).get(value["class_name"])
+    # By which some layers look for what they are given, whatever else it says.
+    if not isinstance(found, type) or found.__name__ != value["class_name"]:
         return None
-    found = vars(importlib.import_module(module)).get(value["class_name"])
-    source = f"{getattr(found, '__module__', '')}."
-    harmless = isinstance(found, type) and any(source.startswith(f"tf_keras.src.{allowed}.") for allowed in _SOURCES)
-    return found if harmless else None
+    harmless = any(f"{found.__module__}.".startswith(f"tf_keras.src.{source}.") for source in _SOURCES)
+    return found if harmless or _is_registered(found) else None
+
+
+def _is_registered(found: Any) -> bool:
+    """Whether it is this package or the caller who has registered what Keras finds.
+
+    TensorFlow Probability registers, among others, a layer that unpickles a function.
+    """
+    return found is not None and getattr(found, "__module__", "").split(".")[0] not in _LIBRARIES
 
 
 def _check_order(layers: Any) -> None:
