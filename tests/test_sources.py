@@ -194,6 +194,10 @@ def test_pictures_are_turned_as_a_viewer_turns_them(tmp_path, decoded_once, monk
             for suffix, lossless in (("jpeg", {"quality": 100}), ("webp", {"lossless": True})):
                 file = tmp_path / "pets" / name / f"{orientation}.{suffix}"
                 PIL.Image.fromarray(array).convert("RGB").save(file, exif=exif, **lossless)
+            for compression in ("raw", "tiff_lzw"):
+                file = tmp_path / "pets" / name / f"{orientation}.{compression}.tiff"
+                picture = PIL.Image.fromarray(np.ascontiguousarray(array))
+                picture.save(file, tiffinfo={0x0112: orientation}, compression=compression)
         PIL.Image.fromarray(seen).convert("RGB").save(
             tmp_path / "pets" / name / "none.webp", exif=b"Exif no", lossless=True
         )
@@ -374,6 +378,10 @@ def deepen_colours(folder):
     (folder / "dog" / "03.png").write_bytes(as_png(chunks))
 
 
+def deepen_plainly(folder):
+    (folder / "dog" / "03.png").write_bytes(b"P6 12 10 65535\n" + bytes(12 * 10 * 6))
+
+
 def empty(folder):
     (folder / "fish").mkdir()
 
@@ -390,6 +398,7 @@ def strange(folder):
         (resize, r"dog/03.png: expected pictures of one size, 12x10 as .*cat/00.png, got 5x5"),
         (deepen, r"dog/03.png: expected 8 bits a channel, got the mode I;16; convert it"),
         (deepen_colours, r"dog/03.png: expected 8 bits a channel, got the mode RGB;16; convert it"),
+        (deepen_plainly, r"dog/03.png: expected 8 bits a channel, got the mode RGB;16; convert it"),
         (empty, r"fish: expected at least one picture of the class, got an empty folder"),
     ],
 )
@@ -447,10 +456,11 @@ def as_png(chunks):
     )
 
 
-def progressive(scans):
-    """A JPEG that repeats its last scan."""
-    buffer = io.BytesIO()
-    PIL.Image.new("L", (3000, 3000), 9).save(buffer, "jpeg", progressive=True)
+def progressive(scans, kind="jpeg"):
+    """A JPEG, or the like with several pictures, that repeats its last scan."""
+    buffer, picture = io.BytesIO(), PIL.Image.new("L", (3000, 3000), 9)
+    several = {"save_all": True, "append_images": [picture]} if kind == "mpo" else {}
+    picture.save(buffer, kind, progressive=True, **several)
     data = buffer.getvalue()
     last = data.rfind(b"\xff\xda")
     return data[:-2] + data[last:-2] * scans + data[-2:]
@@ -487,6 +497,7 @@ def postscript():
             ".*unreadable file: 137.3 MiB decoded from .* bytes, as only",
         ),
         (lambda file: file.write_bytes(progressive(500)), r".*unreadable file: 5\d\d scans, more than 50"),
+        (lambda file: file.write_bytes(progressive(500, "mpo")), r".*unreadable file: 5\d\d scans, more than 50"),
         (
             lambda file: file.write_bytes(tiles(2**15)),
             ".*unreadable file: tiles of 1,073,741,824 pixels, more than the",
@@ -496,7 +507,20 @@ def postscript():
             "expected a picture, got an unreadable file: cannot identify image file",
         ),
     ],
-    ids=["pipe", "device", "loop", "dangling", "folder", "empty", "bomb", "smaller bomb", "scans", "tiles", "program"],
+    ids=[
+        "pipe",
+        "device",
+        "loop",
+        "dangling",
+        "folder",
+        "empty",
+        "bomb",
+        "smaller bomb",
+        "scans",
+        "more",
+        "tiles",
+        "program",
+    ],
 )
 def test_entries_that_are_no_pictures(tmp_path, make, message):
     folder = write_folder(tmp_path / "pets")

@@ -95,7 +95,7 @@ def _on_disk(path: pathlib.Path, files: Sequence[pathlib.Path], size: tuple[int,
 
 def _decoded(picture: Any) -> np.ndarray:
     """`[height, width]` or `[height, width, 3]` uint8, upright, on white where it is transparent, as on paper."""
-    kind = "L" if _is_grey(picture) else "RGB"
+    kind, (width, height) = "L" if _is_grey(picture) else "RGB", _size(picture)
     turn = _turn(picture)
     if turn is not None:
         picture = picture.transpose(turn)
@@ -103,7 +103,10 @@ def _decoded(picture: Any) -> np.ndarray:
         picture = picture.convert("RGBA")
         paper = PIL.Image.new("RGBA", picture.size, "white")
         picture = PIL.Image.alpha_composite(paper, picture)
-    return np.asarray(picture.convert(kind))
+    array = np.asarray(picture.convert(kind))
+    if array.shape[:2] != (height, width):
+        raise ValueError(f"{array.shape[1]}x{array.shape[0]} pixels instead of {width}x{height}")
+    return array
 
 
 def _is_grey(picture: Any) -> bool:
@@ -112,7 +115,10 @@ def _is_grey(picture: Any) -> bool:
 
 def _mode(picture: Any) -> str:
     """As Pillow names it, but also of colours of 16 bits, of which it reads 8."""
-    cut = picture.format in ("PNG", "TIFF") and any(";16" in str(tile[3]) for tile in picture.tile)
+    if picture.format == "PPM":
+        cut = any(isinstance(tile[3], tuple) and tile[3][1] > 255 for tile in picture.tile)
+    else:
+        cut = picture.format in ("PNG", "TIFF") and any(";16" in str(tile[3]) for tile in picture.tile)
     return f"{picture.mode};16" if cut and picture.mode in _MODES else picture.mode
 
 
@@ -139,7 +145,8 @@ def _each(files: Sequence[pathlib.Path], take: Callable[[Any], _Taken]) -> Itera
     for file in files:
         on_disk = file_size(file, "picture")
         try:
-            with PIL.Image.open(file, formats=_FORMATS) as picture:
+            # By its name, Pillow would map a TIFF that lies on its side as if it did not.
+            with file.open("rb") as opened, PIL.Image.open(opened, formats=_FORMATS) as picture:
                 mode, size = _mode(picture), _size(picture)
                 first_size = first_size or size
                 decoded = size[0] * size[1] * (1 if _is_grey(picture) else 3)
@@ -171,7 +178,8 @@ def _check_kind(
 
 def _check_work(file: pathlib.Path, picture: Any) -> None:
     """Refuses a picture that takes much more time or memory to decode than its size says."""
-    if picture.format == "JPEG" and picture.info.get("progressive"):
+    # With a header for further pictures, Pillow names it MPO.
+    if picture.format in ("JPEG", "MPO") and picture.info.get("progressive"):
         scans = file.read_bytes().count(b"\xff\xda")
         if scans > _MAX_SCANS:
             raise ValueError(f"{scans} scans, more than {_MAX_SCANS}; save it again")
