@@ -133,7 +133,7 @@ def result(path):
         "images by epoch": {"epochs": epochs, "images": images},
         "evaluation": found.evaluation(),
         "figures": {path.name: path.read_bytes() for path in (path / "figures").glob("*.png")},
-        "left over": sorted(found.name for kind in (".tmp*", "workertemp*") for found in path.rglob(kind)),
+        "left over": sorted(found.name for kind in (".tfp-cvae*", "workertemp*") for found in path.rglob(kind)),
     }
 
 

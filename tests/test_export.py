@@ -339,7 +339,7 @@ def test_killed_at_any_moment_shows_no_part_of_a_version(tmp_path):
     assert [process.returncode for process in processes] == [-signal.SIGKILL] * 4 + [0, 0]
     # What the first three were writing is left, and is no version; the fourth had its version.
     names = sorted(path.name for path in base.iterdir())
-    assert len([name for name in names if name.startswith(".tmp-")]) == 3
+    assert len([name for name in names if name.startswith(".tfp-cvae-tmp-")]) == 3
     assert [name for name in names if not name.startswith(".")] == ["1", "2", "3", "models.config"]
     assert {line.strip() for line in printed[4:]} < {str(base / number) for number in "123"}
     cvae, label, seed = model(), tf.constant([1], tf.int64), tf.constant([0], tf.int64)

@@ -204,10 +204,10 @@ def test_an_evaluation_of_a_thousand_classes(folder):
 
 
 def test_what_is_half_written_is_in_no_manifest(folder):
-    (folder / "figures" / ".tmp-1.png").write_bytes(b"half")
+    (folder / "figures" / ".tfp-cvae-tmp-1.png").write_bytes(b"half")
     with manifest.changing(folder, "figures"):
         pass
-    (folder / "figures" / ".tmp-1.png").unlink()
+    (folder / "figures" / ".tfp-cvae-tmp-1.png").unlink()
     assert Run.load(folder).faults() == {}
 
 
@@ -594,10 +594,10 @@ def test_two_trainings_in_one_folder(tmp_path, npz):
         process.kill()
         process.communicate()
     # What a killed owner leaves is no lock.
-    assert {".lock", ".owner.json"} <= set(os.listdir(tmp_path / "run"))
+    assert {".tfp-cvae-lock", ".tfp-cvae-owner.json"} <= set(os.listdir(tmp_path / "run"))
     with locked(tmp_path / "run"):
         pass
-    assert not {".lock", ".owner.json"} & set(os.listdir(tmp_path / "run"))
+    assert not {".tfp-cvae-lock", ".tfp-cvae-owner.json"} & set(os.listdir(tmp_path / "run"))
 
 
 def test_folder_is_deleted_while_training(folder, tmp_path, npz):
@@ -693,6 +693,23 @@ def test_a_folder_of_another_program_is_not_overwritten(tmp_path, npz):
         with pytest.raises(ValueError, match="which holds something else than a run"):
             train(small(npz), paper, verbose=0, **options)
     assert {path.read_text() for path in paper.rglob("*") if path.is_file()} == {'{"model_type": "bert"}'}
+
+
+def test_what_others_hide_in_the_folder_is_left_alone(tmp_path, npz):
+    for name in (".tmp-mine", ".lock", ".tmp-dir/thesis.tex"):
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).write_text("precious")
+    train(small(npz), tmp_path / "run", verbose=0)
+    assert sorted(path.name for path in (tmp_path / "run").glob(".*")) == [".lock", ".tmp-dir", ".tmp-mine"]
+    assert (tmp_path / "run/.tmp-dir/thesis.tex").read_text() == (tmp_path / "run/.lock").read_text() == "precious"
+
+
+def test_pictures_of_others_are_in_no_manifest(folder):
+    (folder / "figures/three.png").write_text("of another command")
+    assert cli.main(["plot", str(folder)]) == 0
+    assert "figures/classes.png" in manifest.read(folder)[0]
+    (folder / "figures/three.png").write_text("of a later one")
+    assert Run.load(folder).faults() == {}
 
 
 def test_folders_that_cannot_be_flushed(tmp_path, monkeypatch):

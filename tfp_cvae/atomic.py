@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 # Names of what is not whole yet, or not any more: hidden, and safe to delete once no process writes into the folder.
-TEMPORARY_PREFIX = ".tmp-"
+TEMPORARY_PREFIX = ".tfp-cvae-tmp-"
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[pathlib.Path], Any]) -> pathlib.Path:
@@ -77,7 +77,7 @@ def write_folder(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> No
 def write_next_version(base: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> pathlib.Path:
     """Writes the folder `base/N`, with N one more than the highest number so far, so that it appears whole.
 
-    Several processes may do so at once; each gets a number of its own. One that is killed leaves a folder `.tmp-...`.
+    Several processes may do so at once; each gets a number of its own. One that is killed leaves a hidden folder.
 
     Args:
         base: Existing folder.

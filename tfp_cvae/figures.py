@@ -11,7 +11,7 @@ from tfp_cvae import manifest, pictures, plotting, recognition
 from tfp_cvae.config import path_of
 from tfp_cvae.data import Dataset
 from tfp_cvae.model import CVAE
-from tfp_cvae.run import Run
+from tfp_cvae.run import FIGURES, Run
 
 _SAMPLES = 12
 _ROWS = 10
@@ -95,7 +95,7 @@ def _write(run: Run, figures: Iterator[tuple[str, Figure]]) -> list[pathlib.Path
     folder = run.path / "figures"
     folder.mkdir(exist_ok=True)
     drawn = []
-    with manifest.changing(run.path, folder.name):
+    with manifest.changing(run.path, *FIGURES):
         for name, figure in figures:
             path = folder / f"{name}.png"
             pictures.save(figure, path)

@@ -14,8 +14,8 @@ from tfp_cvae import archive
 from tfp_cvae.atomic import write_atomically
 
 # Held by the system for as long as its owner lives: a killed owner leaves no lock, only a note of who it was.
-_LOCK = ".lock"
-_OWNER = ".owner.json"
+_LOCK = ".tfp-cvae-lock"
+_OWNER = ".tfp-cvae-owner.json"
 
 
 @contextlib.contextmanager

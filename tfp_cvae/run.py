@@ -33,6 +33,8 @@ _OF_EVALUATION = (
     _EVALUATION,
     *(f"figures/{name}.png" for name in ("latent", "calibration", "class_tables", "neighbours")),
 )
+# Other pictures in the folder are not the run's.
+FIGURES = (*_FIGURES, *_OF_EVALUATION[1:])
 # What a new run in the same folder deletes, in an order in which an interrupted deletion is never taken for a finished
 # run. Its settings, which make it a run, are replaced.
 _CONTENTS = (
