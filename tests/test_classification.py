@@ -33,6 +33,18 @@ def test_a_calibrated_classifier_has_no_calibration_error_and_an_overconfident_o
     assert classify(4 * joint, label)[1].expected_calibration_error > 0.08
 
 
+def test_images_of_equal_odds_count_alike():
+    """In whatever order they are: those of a test split may be sorted by class."""
+    label = np.repeat(np.arange(5), 20)
+    _, found = classify(np.zeros((100, 5)), label)
+    np.testing.assert_allclose(found.selective_accuracy, [[share, 0.2] for share, _ in found.selective_accuracy])
+    # The first half is sure, and right; of the others, a fifth is.
+    joint = np.zeros((100, 5))
+    joint[:50][np.arange(50), label[:50]] = 9
+    surest = dict(classify(joint, label)[1].selective_accuracy)
+    assert (surest[0.5], surest[0.8], surest[1.0]) == (1, 50 / 80, 0.5)
+
+
 def test_selective_accuracy_orders_even_what_rounds_to_certainty():
     # Log-odds of 50 and of 60 are both a confidence of 1 in float64.
     joint = np.array([[0.0, -50.0], [0.0, -60.0]] * 50)

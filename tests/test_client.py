@@ -1,3 +1,4 @@
+import json
 import socket
 import subprocess
 import sys
@@ -89,6 +90,14 @@ def test_no_server(scheme):
         (200, b'{"outputs": {"a": [1], "b": [2]}}', "got outputs that are no array of numbers"),
         (200, b'{"outputs": null}', r"got one of the shape \[\], not 1 images"),
         (200, b'{"outputs": []}', r"got one of the shape \[0\], not 1 images"),
+        (200, b'{"outputs": [[[[]]]]}', r"got one of the shape \[1, 1, 1, 0\], not 1 images"),
+        (200, b'{"outputs": [[[[NaN]]]]}', "got values of nan to nan, not probabilities"),
+        (200, b'{"outputs": [[[[null]]]]}', "got values of nan to nan, not probabilities"),
+        (200, b'{"outputs": [[[["-7"]]]]}', "got values of -7 to -7, not probabilities"),
+        (200, b'{"outputs": [[[[255]]]]}', "got values of 255 to 255, not probabilities"),
+        (200, b'{"outputs": [[[[1%s]]]]}' % (400 * b"0"), "got outputs that are no array of numbers"),
+        (200, b'{"outputs": [[[[1%s]]]]}' % (5000 * b"0"), r"got JSON that cannot be read|no array of numbers"),
+        (200, 100_000 * b"[", "got JSON that cannot be read"),
         (503, b'{"error": "loading"}', "got HTTP 503: loading"),
     ],
 )
@@ -96,6 +105,19 @@ def test_something_else_answers(status, body, message):
     server = stand_ins.http_server(lambda path, sent: (status, body))
     with server as address, pytest.raises(ConnectionError, match=message):
         request_images(f"http://{address}/v1/models/cvae", [0], [0])
+
+
+def test_answers_of_two_sizes():
+    def answer(path, sent):
+        rows = len(json.loads(sent)["inputs"]["seed"])
+        return 200, json.dumps({"outputs": np.zeros([rows, rows, 2, 1]).tolist()}).encode()
+
+    server = stand_ins.http_server(answer)
+    with (
+        server as address,
+        pytest.raises(ConnectionError, match=r"got one of the shape \[8, 8, 2, 1\], not 8 images of"),
+    ):
+        request_images(f"http://{address}/v1/models/cvae", np.zeros(40, int), np.arange(40))
 
 
 def test_a_server_that_does_not_answer():

@@ -12,7 +12,7 @@ from conftest import perturb, stripes
 from scipy.special import logsumexp
 from sklearn.metrics import accuracy_score
 
-from tfp_cvae import evaluation, figures, latents, objectives, recognition
+from tfp_cvae import evaluation, figures, latents, objectives, recognition, report
 from tfp_cvae.bounds import evaluate_bound
 from tfp_cvae.build import build_cvae
 from tfp_cvae.config import EvaluationConfig, TrainConfig
@@ -143,6 +143,27 @@ def test_a_bound_that_is_not_finite(dataset):
         ValueError, match="cvae: expected finite bounds, got NaN or infinity; its weights may be so too"
     ):
         evaluate_bound(cvae, dataset.test.batches(8))
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder", "prior_network"])
+def test_a_model_that_is_not_finite_is_not_evaluated(cvae, dataset, monkeypatch, part):
+    monkeypatch.setattr(recognition, "train_classifier", None)
+    getattr(cvae, part).trainable_variables[0].assign(np.nan * getattr(cvae, part).trainable_variables[0])
+    with pytest.raises(ValueError, match="cvae: expected finite images, got NaN"):
+        evaluate(cvae, dataset, TINY)
+
+
+def test_weighted_images_have_no_bound(cvae, dataset):
+    image, one_hot = dataset.test.binarized(), dataset.test.one_hot()
+    with pytest.raises(ValueError, match=r"batches: expected .* got a sample_weight as well; leave it out"):
+        evaluate_bound(cvae, [((image, one_hot), image, np.ones(len(image)))])
+
+
+@pytest.mark.usefixtures("quick_judge")
+def test_one_image_says_nothing_of_units(cvae, dataset):
+    result = evaluate(cvae, dataset, dataclasses.replace(TINY, num_images=1))
+    assert result.latent.active_units is None
+    assert "active units: ? of 4" in report.table(result)
 
 
 def test_the_bound_of_several_samples_is_measured(dataset):

@@ -279,6 +279,22 @@ def test_no_images_under_each_label(narrow, image):
         likelihood_under_each_label(narrow, image)
 
 
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ([np.nan] * 3, ValueError, "expected the logarithms of 3 probabilities, which sum to 1, got"),
+        ([0.0, 0.0], ValueError, "expected the logarithms of 3 probabilities"),
+        # Not their logarithms.
+        ([0.5, 0.25, 0.25], ValueError, r"got \[0.5, 0.25, 0.25\]; pass np.log\(probabilities\)"),
+        ([-np.inf] * 3, ValueError, "expected the logarithms of 3 probabilities"),
+        (["a", "b", "c"], TypeError, "expected 3 numbers"),
+    ],
+)
+def test_wrong_log_class_probabilities(cvae, given, error, message):
+    with pytest.raises(error, match=f"log_class_probabilities: {message}"):
+        likelihood_under_each_label(cvae, np.zeros((2, 8, 8, 1)), num_samples=1, log_class_probabilities=given)
+
+
 def test_weights_that_are_not_finite_are_named(narrow):
     narrow.decoder.trainable_variables[0].assign(narrow.decoder.trainable_variables[0] * np.nan)
     with pytest.raises(ValueError, match="cvae: expected finite likelihoods, got NaN or infinity"):

@@ -13,6 +13,11 @@ def pixels(figure):
     return np.asarray(PIL.Image.open(file).convert("RGB"))
 
 
+def test_lower_bound_without_a_metric():
+    with pytest.raises(ValueError, match=r"history: expected the columns .*, got none of the name distortion; compile"):
+        plotting.lower_bound({"elbo": np.zeros(3), "rate": np.zeros(3)})
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 40])
 def test_lower_bound(epochs):
     epoch = np.arange(1, epochs + 1)

@@ -88,7 +88,12 @@ def evaluate_bound(cvae: CVAE, batches: Iterable[Any]) -> Bound:
     )
 
 
-def _check(cvae: CVAE, inputs: Any, image: Any) -> None:
+def _check(cvae: CVAE, inputs: Any, image: Any, *weight: Any) -> None:
+    if weight:
+        raise ValueError(
+            "batches: expected ((image, one_hot), image) or (image, image), got a sample_weight as well; leave it out, "
+            "as the bound is the mean over all images"
+        )
     own_image, *one_hot = tf.nest.flatten(inputs)
     for name, given in (("image", own_image), ("y (the image again)", image)):
         checks.unit_interval(name, np.asarray(given), cvae.image_shape)

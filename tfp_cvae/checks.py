@@ -123,6 +123,20 @@ def probabilities(name: str, value: Any, size: int) -> np.ndarray:
     return array / array.sum()
 
 
+def log_probabilities(name: str, value: Any, size: int) -> np.ndarray:
+    """Returns the logarithms of `size` probabilities, which sum to 1, as float64."""
+    array = np.asarray(value)
+    if not np.issubdtype(array.dtype, np.number):
+        raise TypeError(f"{name}: expected {size} numbers, got {_shown(value)}")
+    array = array.astype(np.float64)
+    if array.shape != (size,) or not np.isclose(np.logaddexp.reduce(array), 0, atol=1e-3):
+        raise ValueError(
+            f"{name}: expected the logarithms of {size} probabilities, which sum to 1, got {_shown(value)}; pass "
+            "np.log(probabilities)"
+        )
+    return array
+
+
 def one_hot_or_zero(name: str, value: np.ndarray) -> None:
     """Checks that each row is one-hot, or zero, for no label."""
     good = np.all((value == 0) | (value == 1), axis=-1) & (value.sum(axis=-1) <= 1)

@@ -80,5 +80,7 @@ def _selective_accuracy(log_joint: np.ndarray, correct: np.ndarray) -> list[list
     # Ordered by the log-odds, which tell apart what rounds to a confidence of 1.
     highest = log_joint.max(axis=1)
     others = np.where(np.arange(log_joint.shape[1]) == log_joint.argmax(axis=1)[:, np.newaxis], -np.inf, log_joint)
-    order = np.argsort(np.logaddexp.reduce(others, axis=1) - highest, kind="stable")
-    return [[share, float(correct[order[: max(1, round(share * len(order)))]].mean())] for share in _SHARES]
+    _, rank = np.unique(np.logaddexp.reduce(others, axis=1) - highest, return_inverse=True)
+    # Of equal ones each counts as their mean: their order says nothing but how the images were sorted.
+    accuracy = (np.bincount(rank, correct) / np.bincount(rank))[np.sort(rank)]
+    return [[share, float(accuracy[: max(1, round(share * len(rank)))].mean())] for share in _SHARES]

@@ -1,7 +1,8 @@
 """Asks a server of an exported model for images, over REST or gRPC. Imports no TensorFlow for REST."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import requests
@@ -51,13 +52,22 @@ def request_images(url: str, label: np.ndarray | None, seed: np.ndarray, *, time
     starts = range(0, len(inputs["seed"]), _ROWS)
     requested = [{name: array[start : start + _ROWS] for name, array in inputs.items()} for start in starts]
     over_grpc = parts["scheme"] == "grpc"
-    answers = []
+    answers: list[np.ndarray] = []
     for rows in requested:
         image = _over_grpc(url, parts, rows, timeout) if over_grpc else _over_rest(url, rows, timeout)
-        if image.ndim != 4 or len(image) != len(rows["seed"]):
-            raise _no_answer(url, f"one of the shape {list(image.shape)}, not {len(rows['seed'])} images")
+        _check_images(url, image, len(rows["seed"]), answers)
         answers.append(image)
     return np.concatenate(answers)
+
+
+def _check_images(url: str, image: np.ndarray, count: int, before: Sequence[np.ndarray]) -> None:
+    """Raises unless an answer has as many images as were asked for, of the size of those before."""
+    of_one_size = all(image.shape[1:] == other.shape[1:] for other in before)
+    if image.ndim != 4 or len(image) != count or not image.size or not of_one_size:
+        raise _no_answer(url, f"one of the shape {list(image.shape)}, not {count} images of one size")
+    # Not for NaN either.
+    if not np.all((image >= 0) & (image <= 1)):
+        raise _no_answer(url, f"values of {image.min():g} to {image.max():g}, not probabilities in [0, 1]")
 
 
 def _over_rest(url: str, inputs: Mapping[str, np.ndarray], timeout: float) -> np.ndarray:
@@ -71,13 +81,13 @@ def _over_rest(url: str, inputs: Mapping[str, np.ndarray], timeout: float) -> np
         raise _no_answer(url, f"HTTP {answer.status_code} without JSON; the REST port is 8501 by default") from None
     except requests.RequestException as error:
         raise _no_answer(url, f"no connection ({type(error).__name__}); is the server running?") from None
+    except (RecursionError, ValueError) as error:
+        # Of lists in lists, or a number of thousands of digits.
+        raise _no_answer(url, f"JSON that cannot be read ({type(error).__name__})") from None
     if not isinstance(content, dict) or (answer.ok and "outputs" not in content):
         raise _no_answer(url, f"HTTP {answer.status_code} with other JSON than that of TensorFlow Serving")
     if answer.ok:
-        try:
-            return np.asarray(content["outputs"], np.float32)
-        except (TypeError, ValueError):
-            raise _no_answer(url, "outputs that are no array of numbers") from None
+        return _numbers(url, content["outputs"])
     if answer.status_code in (400, 404):
         raise _refused(url, str(content.get("error", content)), missing=answer.status_code == 404)
     raise _no_answer(url, f"HTTP {answer.status_code}: {content.get('error', content)}")
@@ -109,7 +119,14 @@ def _over_grpc(url: str, parts: re.Match[str], inputs: Mapping[str, np.ndarray],
             raise _no_answer(url, f"{code.name}: {error.details()}{hint}") from None
     if "image" not in answer.outputs:
         raise _no_answer(url, f"the outputs {sorted(answer.outputs)} without 'image'")
-    return tf.make_ndarray(answer.outputs["image"])
+    return _numbers(url, tf.make_ndarray(answer.outputs["image"]))
+
+
+def _numbers(url: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value, np.float32)
+    except (OverflowError, RecursionError, TypeError, ValueError):
+        raise _no_answer(url, "outputs that are no array of numbers") from None
 
 
 def _no_answer(url: str, got: str) -> ConnectionError:

@@ -23,6 +23,7 @@ from tfp_cvae.run import Run
 from tfp_cvae.semi_supervised import SemiSupervisedCVAE
 
 _ACTIVE = 0.01
+_FEW_IMAGES = 100
 _PROBE_IMAGES = 10_000
 _NEAREST_IMAGES = 1000
 
@@ -72,6 +73,7 @@ def evaluate(
     image, labels = dataset.test.binarized(binarization, rows=chosen), dataset.test.labels[chosen]
     label = labels if cvae.num_classes else None
     # First what is quick, so that what does not work shows before the long pass.
+    _check_finite(cvae, image[:_FEW_IMAGES], None if label is None else label[:_FEW_IMAGES])
     latent = _latent_use(cvae, dataset.train, image, label, binarization, config.seed)
     products = products_per_second(cvae, jit_compile=jit_compile)
     if products is not None:
@@ -265,6 +267,13 @@ def _likelihood_results(
     }
 
 
+def _check_finite(cvae: CVAE, image: np.ndarray, label: np.ndarray | None) -> None:
+    """Raises ValueError for a model of which classifiers would be trained on NaN."""
+    drawn = cvae.generate(np.arange(min(cvae.num_classes, _FEW_IMAGES)) if cvae.num_classes else None)
+    if not all(np.all(np.isfinite(part)) for part in (cvae.reconstruct(image, label), drawn)):
+        raise ValueError("cvae: expected finite images, got NaN or infinity; its weights may be so too")
+
+
 def _latent_use(
     cvae: CVAE, train: Split, image: np.ndarray, label: np.ndarray | None, binarization: Binarization, seed: int
 ) -> LatentUse:
@@ -281,7 +290,8 @@ def _latent_use(
             chance = float(np.bincount(label).max() / len(label))
     return LatentUse(
         latent_size=cvae.latent_size,
-        active_units=int(np.sum(variance > _ACTIVE)),
+        # Nothing varies where no class has a second image.
+        active_units=int(np.sum(variance > _ACTIVE)) if len(mean) > (1 if label is None else len(set(label))) else None,
         variance_of_means=variance.tolist(),
         rate_per_dimension=None if rate is None else rate.mean(axis=0, dtype=np.float64).tolist(),
         linear_probe=probed,

@@ -23,6 +23,19 @@ from tfp_cvae.semi_supervised import SemiSupervisedCVAE
 from tfp_cvae.signatures import signatures
 
 _CONFIG = "models.config"
+# What of an evaluation is in the model card, if it was measured.
+_IN_CARD = (
+    "elbo",
+    "rate",
+    "distortion",
+    "iwae",
+    "effective_sample_size",
+    "log_p_x_given_y",
+    "log_p_x",
+    "bayes_accuracy",
+    "label_posterior_accuracy",
+    "protocol",
+)
 
 
 def export_saved_model(
@@ -141,9 +154,7 @@ def export_run(run: Run, base_path: str | os.PathLike[str], *, num_importance_sa
     evaluation = run.evaluation() if run.has_evaluation() else None
     # Not that of an earlier model, which an unfinished training can have.
     if evaluation and evaluation["protocol"].get("weights_sha256") in (None, weights_sha256(cvae)):
-        card["evaluation"] = {
-            name: value for name, value in evaluation.items() if name == "protocol" or "standard_error" in value
-        }
+        card["evaluation"] = {name: evaluation[name] for name in _IN_CARD if evaluation.get(name) is not None}
     return export_saved_model(
         cvae,
         base_path,

@@ -76,6 +76,10 @@ def likelihood_under_each_label(
     if not len(image):
         raise ValueError("image: expected at least one, got none")
     checks.number("label_margin", label_margin, 0)
+    if log_class_probabilities is not None:
+        log_class_probabilities = checks.log_probabilities(
+            "log_class_probabilities", log_class_probabilities, cvae.num_classes
+        )
     size, classes = len(image), max(1, cvae.num_classes)
     if label is not None:
         cvae.one_hot(label, size)

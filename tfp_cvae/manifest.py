@@ -32,7 +32,9 @@ def changing(folder: pathlib.Path, *names: str) -> Iterator[None]:
                 written[file.relative_to(folder).as_posix()] = _entry(file)
     # Read again at the last moment, as another command may have written other files.
     files, others = _read_if_whole(folder)
-    _write(folder, files | written, sorted(set(others) - set(names)))
+    # Also the folder of such files, which an earlier version wrote as a whole.
+    others = [other for other in others if not any(_within(name, (other,)) for name in names)]
+    _write(folder, files | written, others)
 
 
 def read(folder: pathlib.Path) -> tuple[dict[str, dict[str, object]], list[str]]:

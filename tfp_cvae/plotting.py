@@ -29,7 +29,15 @@ def lower_bound(history: Mapping[str, Sequence[float] | np.ndarray], title: str 
 
     Returns:
         The figure, which a notebook shows.
+
+    Raises:
+        ValueError: If a column is missing.
     """
+    if missing := [name for name in ("elbo", "rate", "distortion") if name not in history]:
+        raise ValueError(
+            f"history: expected the columns elbo, rate and distortion, got none of the name {missing[0]}; compile with "
+            "metrics=[ELBO(), Rate(), Distortion()]"
+        )
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     bound, parts = figure.subplots(1, 2)
     epoch = history.get("epoch", np.arange(1, len(history["elbo"]) + 1))

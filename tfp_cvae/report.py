@@ -99,7 +99,8 @@ def _label(label: LabelUse) -> list[str]:
 
 
 def _latent(latent: LatentUse) -> list[str]:
-    lines = ["what the latent carries", f"  active units: {latent.active_units} of {latent.latent_size}"]
+    active = "?" if latent.active_units is None else latent.active_units
+    lines = ["what the latent carries", f"  active units: {active} of {latent.latent_size}"]
     if latent.linear_probe:
         probe = f"{_percent(latent.linear_probe)} (chance {latent.chance:.2%})"
         lines.append(f"  class that a linear probe reads in it, beyond the prior's: {probe}")

@@ -95,7 +95,8 @@ class LatentUse:
 
     Attributes:
         latent_size: Size of z.
-        active_units: Dimensions with a variance of means above 0.01 (Burda et al. 2015, there with p(z) = N(0, I)).
+        active_units: Dimensions with a variance of means above 0.01 (Burda et al. 2015, there with p(z) = N(0, I));
+            None where no class has a second image, so that nothing varies.
         variance_of_means: Var_x(e_j) of each dimension, within the classes, with e = f_y^-1(E_q(z|x,y)[z]) the mean
             as the prior sees it, which is N(0, I) under z = f_y(e) (`latents.posterior_statistics`). With the prior
             N(0, I) it is the mean itself, with one normal for each label (E_q[z] - m_y) / s_y.
@@ -106,7 +107,7 @@ class LatentUse:
     """
 
     latent_size: int
-    active_units: int
+    active_units: int | None
     variance_of_means: list[float]
     rate_per_dimension: list[float] | None
     linear_probe: Estimate | None
