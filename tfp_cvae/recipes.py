@@ -31,12 +31,12 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "default": Recipe(
             "plain MLP with a falling learning rate: small, quick, no surprises",
             TrainConfig(),
-            "MNIST, 11 minutes: ELBO -85.7, log p(x|y) -83.3 nats",
+            "MNIST, 7 minutes: ELBO -85.7, log p(x|y) -83.2, log p(x) -85.4 nats; Bayes' rule 98.6% right",
         ),
         "homework": Recipe(
             "the report that this package began as: plain MLP 500-500, constant learning rate",
             TrainConfig(learning_rate_schedule="constant"),
-            "MNIST, 11 minutes: ELBO -88.3, log p(x|y) -84.1 nats",
+            "MNIST, as long as default: ELBO -88.2, log p(x|y) -84.1 nats",
         ),
         "ten-minutes": Recipe(
             "the most for ten minutes of training on the full MNIST with two cores",

@@ -107,19 +107,36 @@ def test_every_setting_is_listed():
     assert {name: eval(default) for name, default in rows.items()} == defaults
 
 
+def shown(found, scale=1):
+    return f"{scale * found['mean']:.2f} +- {scale * found['standard_error']:.2f}"
+
+
 def test_results_are_those_of_the_files():
     folder = ROOT / "benchmarks" / "results"
     rows = re.findall(r"^\|.* \+- .*", PAGES["results"], re.MULTILINE)
     assert len(rows) == 6
-    best = json.loads((folder / "best-evaluation.json").read_text())
-    for key, scale in (("elbo", 1), ("log_p_x_given_y", 1), ("log_p_x", 1), ("bayes_accuracy", 100)):
-        found = best[key]
-        assert f"{scale * found['mean']:.2f} +- {scale * found['standard_error']:.2f}" in PAGES["results"], key
+    readme, page = (" ".join(text.split()) for text in ((ROOT / "README.md").read_text(), PAGES["results"]))
+    evaluated = {
+        name: json.loads((folder / f"{file}-evaluation.json").read_text())
+        for name, file in {"best": "best", "default": "mnist"}.items()
+    }
+    for name, result in evaluated.items():
+        scales = {"elbo": 1, "log_p_x_given_y": 1, "log_p_x": 1, "bayes_accuracy": 100}
+        written = [shown(result[key], scale) for key, scale in scales.items()]
+        assert all(value in page for value in written), name
+        assert re.search(rf"\| `{name}` \| \S+ min \| {re.escape(' | '.join(written))}% \|", readme), name
+        (row,) = [row for row in rows if row.startswith(f"| `{name}` ")]
+        assert " | ".join(written[:2]) in row
+    # What of the generated digits of each class is recognised, the command in the first line of the README among them.
+    evaluated["first command"] = json.loads((folder / "mnist5k-evaluation.json").read_text())
+    for name, result in evaluated.items():
+        samples, each = result["samples"], [found["recognised"]["mean"] for found in result["per_class"].values()]
+        for key in ("recognised", "recognised_worst_class"):
+            assert f"{shown(samples[key], 100)}%" in readme, name
+        assert name == "first command" or f"{', '.join(f'{100 * value:.1f}' for value in each)}%" in readme, name
     with (folder / "likelihood.csv").open(newline="") as lines:
         measured = {row["run"]: row for row in csv.DictReader(lines)}
-    for key in ("elbo", "log_p_x_given_y"):
-        assert f"| {best[key]['mean']:.2f} +- {best[key]['standard_error']:.2f} |" in rows[0], key
-    for row, name in zip(rows[1:], ("ten0", "ten1", "ten2", "mnist", "homework"), strict=True):
+    for row, name in zip((*rows[1:4], rows[5]), ("ten0", "ten1", "ten2", "homework"), strict=True):
         for key in ("elbo", "log_p_x_given_y"):
             mean, error = (float(measured[name][column]) for column in (key, f"{key}_se"))
             assert f"| {mean:.2f} +- {error:.2f} |" in row, (name, key)
