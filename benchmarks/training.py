@@ -49,6 +49,7 @@ PEERS = {
         "PyTorch, eager": ("torch_loop.py", ""),
         "PyTorch, compile": ("torch_loop.py", "compile"),
         "PyTorch, bfloat16": ("torch_loop.py", "bfloat16"),
+        "PyTorch, compile, bfloat16": ("torch_loop.py", "compile bfloat16"),
         "Keras 3, train_step": ("keras3_step.py", ""),
         "TFP, tfpl and fit": ("tfpl_fit.py", ""),
         "matrix products alone": ("products.py", ""),
