@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import tensorflow as tf
 from conftest import stripes
 
 from tfp_cvae.data import Split, make_dataset
+from tfp_cvae.sources import load_dataset
 
 
 def epochs(dataset, count):
@@ -126,6 +128,31 @@ def test_training_is_binarized_afresh_and_held_out_images_once(dataset):
     assert not np.array_equal(dataset.test.binarized(seed=0), dataset.test.binarized(seed=1))
 
 
+def sha256(array):
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+
+
+def test_splits_and_draws_are_functions_of_seeds_on_every_machine():
+    """And in every version: others would be other numbers for the same command, and another data set for a run."""
+    data = load_dataset("mnist5k")
+    assert data.fingerprint() == "b6bb65dc517b3c3e5c694b98b29a2cb29df5079b25b60e6847bfe909f1b1d410"
+    assert sha256(data.test.binarized()) == "f42487f77838e95fea0ecc9c7448b78ab842563f583a60a99531735fafda2cb1"
+    (image, one_hot), _ = next(iter(data.train.batches(128, seed=0)))
+    assert sha256(image) == "d850ae08f94ad3657d2ccb0d3e9910cf175cfa76c4b78a9f6c3f1c7f0d3150ca"
+    assert sha256(one_hot) == "998e01cc5a8c8cfd9a2a3adfe1f1c8592e2e58d152e4eca703594d25b88bac10"
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_the_threshold_is_128(name):
+    images = np.repeat([0, 127, 128, 255], 9).astype(np.uint8).reshape(4, 3, 3, 1)
+    split = Split(name, images, np.arange(4), 4)
+    (image, one_hot), _ = next(iter(split.batches(4, binarization="threshold")))
+    found = image.numpy()[np.argsort(one_hot.numpy().argmax(axis=1))]
+    expected = np.repeat([0, 0, 1, 1], 9).reshape(4, 3, 3, 1)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(split.binarized("threshold"), expected)
+
+
 @pytest.mark.parametrize("name", ["train", "test"])
 def test_threshold_and_none(dataset, name):
     split = getattr(dataset, name)
@@ -153,6 +180,12 @@ def test_splits_keep_the_share_of_each_class_and_share_no_image():
     assert sorted(identities) == list(range(300))
     again = make_dataset("stripes", ["a", "b", "c"], (images, labels))
     np.testing.assert_array_equal(data.test.images, again.test.images)
+    # Nor are they the first or the last images of a class, which some sources sort by who wrote them.
+    for split in splits[1:]:
+        for label in range(3):
+            rows = split.images[split.labels == label].reshape(-1, 1, 64)
+            place = np.argmax(np.all(rows == images[labels == label].reshape(-1, 64), axis=2), axis=1)
+            assert place.max() - place.min() > len(place)
 
 
 def test_a_data_set_cannot_be_changed(dataset):
