@@ -1,6 +1,6 @@
 """Whatever a reader is given: it returns, or it raises one clear error, soon, in little memory, and does nothing else.
 
-The inputs are drawn by Hypothesis: values, and real files that are spoilt. `--fuzz-inputs N` says how many in all.
+What is good it reads, and a clear error says what was expected. The inputs are drawn by Hypothesis: values, and real files that are spoilt. `--fuzz-inputs N` says how many in all.
 """
 
 import base64
@@ -14,6 +14,7 @@ import math
 import os
 import pathlib
 import pickle
+import re
 import resource
 import shutil
 import signal
@@ -34,7 +35,7 @@ from conftest import stripes
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tfp_cvae import cli, model_files
+from tfp_cvae import cli, commands, model_files
 from tfp_cvae.build import build_cvae, build_semi_supervised_cvae
 from tfp_cvae.config import TrainConfig
 from tfp_cvae.data import make_dataset
@@ -47,6 +48,10 @@ _SECONDS = 10
 # More than the process had before the input.
 _BYTES = 2**30
 _LONGEST_MESSAGE = 1000
+# What each message says, of which a text of NumPy or of the system has nothing.
+_EXPECTED = ": expected "
+# Of the command line, as tyro has its own words for a flag that there is not.
+_EXPECTED_OR_HELP = f"{_EXPECTED}|; (did you mean .*)?see tfp-cvae .*--help"
 
 # Of all inputs, what each reader is given.
 _SHARES = {
@@ -114,7 +119,7 @@ class Watch:
         if path != os.devnull and not path.startswith(f"{self.folder}{os.sep}"):
             self.deeds.append((event, path))
 
-    def __call__(self, reader, function, *arguments, also=()):
+    def __call__(self, reader, function, *arguments, also=(), expected=_EXPECTED):
         """What `function` returns, or None after an error."""
         self.tried[reader] += 1
         before = _reset_peak()
@@ -125,7 +130,7 @@ class Watch:
             result = function(*arguments)
         except (OSError, TypeError, ValueError) as error:
             self.refused[reader] += 1
-            check_message(str(error))
+            check_message(str(error), expected)
         except HungError:
             raise AssertionError(f"more than {_SECONDS} s") from None
         except also:
@@ -143,10 +148,11 @@ class Watch:
         return result
 
 
-def check_message(message):
+def check_message(message, expected):
     assert message, "no message"
     assert len(message) < _LONGEST_MESSAGE
     assert message.isprintable(), f"more than one line, or not printable: {message!r}"
+    assert re.search(expected, message), f"nothing of what was expected: {message!r}"
 
 
 def _status(key):
@@ -196,8 +202,9 @@ def fuzz(request, watch, record_property):
     """Draws as many inputs for a reader as its share, and reports them."""
     readers = []
 
-    def draw(reader, strategy, check):
+    def draw(reader, strategy, check, *, some_good=True):
         readers.append(reader)
+        tried, refused = watch.tried[reader], watch.refused[reader]
         count = max(10, round(_SHARES[reader] * request.config.getoption("--fuzz-inputs")))
 
         @settings(
@@ -216,6 +223,8 @@ def fuzz(request, watch, record_property):
         start = time.monotonic()
         run()
         readers.append(time.monotonic() - start)
+        if some_good:
+            assert watch.refused[reader] - refused < watch.tried[reader] - tried, "all that was drawn was refused"
 
     yield draw
     for reader, seconds in zip(readers[::2], readers[1::2], strict=False):
@@ -398,6 +407,7 @@ _FIELDS = {
 
 def test_settings(fuzz, watch):
     text = json.dumps(_FIELDS)
+    assert watch("settings", TrainConfig.from_json, text) == TrainConfig(**_FIELDS)
     keys = st.one_of(st.sampled_from(sorted(_FIELDS)), st.text(max_size=8), st.integers(), st.none())
     values = st.one_of(
         st.tuples(st.just("dict"), st.dictionaries(keys, _JSON, max_size=4)),
@@ -448,7 +458,8 @@ def test_names(fuzz, watch):
         st.from_regex(r"qz[a-z_]{0,8}(/[a-z0-9.]{0,8})?(:[0-9.*]{0,6})?", fullmatch=True),
         st.one_of(st.none(), st.integers(), st.binary(max_size=5), st.lists(st.text(max_size=3), max_size=2)),
     )
-    fuzz("names", names, lambda name: watch("names", load_dataset, name))
+    assert len(watch("names", load_dataset, "mnist5k").train) == 4050
+    fuzz("names", names, lambda name: watch("names", load_dataset, name), some_good=False)
 
 
 def npz_members(watch):
@@ -514,6 +525,9 @@ def test_npz(fuzz, watch):
     names = st.sampled_from(["images.npy", "labels.npy", "class_names.npy", "../images.npy", "/labels.npy", "\x00"])
     compression = st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
     whole = zipped(good), zipped(good, compression=zipfile.ZIP_DEFLATED)
+    for data in whole:
+        path.write_bytes(data)
+        assert len(watch("npz", load_dataset, path).train) == 49
     drawn = st.one_of(
         st.builds(spoil, st.sampled_from(whole), _SPOILING),
         st.builds(zipped, some, st.just(()), compression),
@@ -550,10 +564,16 @@ def test_arrays(fuzz, watch):
         folder.mkdir()
         for name, data in files.items():
             (folder / name).write_bytes(data)
-        watch("arrays", load_dataset, folder)
+        data = watch("arrays", load_dataset, folder)
         shutil.rmtree(folder)
+        return data
 
+    assert check({name: data[0] for name, data in kept.items()}).class_names == ("a", "b", "c")
     fuzz("arrays", st.fixed_dictionaries(needed, optional=drawn), check)
+
+
+# How many of the pictures are not read: those of 16 bits, and of formats that are not taken.
+_REFUSED_PICTURES = 6
 
 
 def pictures():
@@ -629,9 +649,12 @@ def test_pictures(fuzz, watch, classes):
         data, first = value
         file = classes / "a" / ("0" if first else "zz")
         file.write_bytes(data)
-        watch("pictures", load_dataset, classes)
+        found = watch("pictures", load_dataset, classes)
         file.unlink()
+        return found
 
+    read = [check((data, False)) is not None for data in good]
+    assert read.count(False) == _REFUSED_PICTURES
     fuzz("pictures", st.tuples(drawn, st.booleans()), check)
 
 
@@ -664,7 +687,9 @@ def test_folders(fuzz, watch):
         data = watch("folders", load_dataset, root)
         assert data is None or all(name.isprintable() for name in data.class_names)
         shutil.rmtree(root, ignore_errors=True)
+        return data
 
+    assert check({}).class_names == ("cat", "dog")
     fuzz("folders", tree, check)
 
 
@@ -702,7 +727,7 @@ def test_junk_files(fuzz, watch):
         found = watch("junk files", model_files.load_keras if model else load_dataset, path)
         assert found is None
 
-    fuzz("junk files", st.tuples(names, data, st.booleans()), check)
+    fuzz("junk files", st.tuples(names, data, st.booleans()), check, some_good=False)
 
 
 def test_run_folders(fuzz, watch):
@@ -712,7 +737,7 @@ def test_run_folders(fuzz, watch):
     Run.create(path, TrainConfig(epochs=2, latent_size=2), dataset)
     evaluation = {"elbo": {"mean": -9.5, "standard_error": 0.1}, "protocol": {"num_images": 9, "num_samples": 1}}
     (path / "evaluation.json").write_text(json.dumps(evaluation))
-    (path / "history.csv").write_text("epoch,loss,val_elbo\n0,3.5,-3\n1,3.25,\n")
+    (path / "history.csv").write_text("epoch,loss,val_elbo\n0,3.5,-3\n1,3.25,-2.5\n")
     np.savez(path / "images_by_epoch.npz", epochs=np.arange(2), images=np.zeros((2, 3, 8, 8, 1), np.uint8))
     files = {file: (path / file).read_bytes() for file in ("config.json", "evaluation.json", "history.csv")}
     files["images_by_epoch.npz"] = (path / "images_by_epoch.npz").read_bytes()
@@ -739,6 +764,11 @@ def test_run_folders(fuzz, watch):
     def read():
         run = Run.load(path)
         return run.history(), run.evaluation(), run.images_by_epoch()
+
+    history, found, images = watch("run folders", read)
+    assert [row["val_elbo"] for row in history] == [-3, -2.5]
+    assert found == evaluation
+    assert images[1].shape == (2, 3, 8, 8, 1)
 
     def check(value):
         file, data = value
@@ -881,7 +911,7 @@ def test_models(fuzz, watch):
 
 
 def test_command_line(fuzz, watch):
-    commands = ["train", "evaluate", "generate", "plot", "export", "request", "recipes", "datasets", "check", "nothing"]
+    first = ["train", "evaluate", "generate", "plot", "export", "request", "recipes", "datasets", "check", "nothing"]
     flags = [
         *(
             "--epochs",
@@ -908,8 +938,8 @@ def test_command_line(fuzz, watch):
     ]
     values = ["3", "-1", "1e400", "nan", "10" * 200, "mlp", "best", "None", "True", "/dev/null", "a.png", "a.txt", ""]
     text = st.text(st.characters(codec=None, exclude_characters="\x00"), max_size=12)
-    word = st.one_of(st.sampled_from(commands), st.sampled_from(flags), st.sampled_from(values), text)
-    words = st.tuples(st.one_of(st.sampled_from(commands), word), st.lists(word, max_size=6)).map(
+    word = st.one_of(st.sampled_from(first), st.sampled_from(flags), st.sampled_from(values), text)
+    words = st.tuples(st.one_of(st.sampled_from(first), word), st.lists(word, max_size=6)).map(
         lambda pair: [pair[0], *pair[1]]
     )
 
@@ -921,15 +951,17 @@ def test_command_line(fuzz, watch):
         assert status in (0, 2)
         message = printed.getvalue().rstrip("\n")
         if status == 2:
-            check_message(message)
+            check_message(message, _EXPECTED_OR_HELP)
 
     def check(arguments):
         with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8")):
-            watch("command line", cli._parse, arguments, also=SystemExit)
+            parsed = watch("command line", cli._parse, arguments, also=SystemExit, expected=_EXPECTED_OR_HELP)
             # Neither a training nor, by accident, a request of another machine.
             if "train" not in arguments and arguments[0] not in ("train", "request"):
                 watch("command line", run, arguments, also=SystemExit)
+        return parsed
 
+    assert isinstance(check(["train", "--epochs", "3"]), commands.Train)
     fuzz("command line", words, check)
 
 
@@ -947,11 +979,12 @@ def complain(message):
         lambda folder: time.sleep(3),
         lambda folder: np.ones(2**28, np.uint8),
         lambda folder: __import__("fuzz_canary"),
-        lambda folder: complain("two\nlines"),
-        lambda folder: complain("x" * 1000),
+        lambda folder: complain("x: expected one, got two\nlines"),
+        lambda folder: complain("x: expected one, got " + "x" * 1000),
         lambda folder: complain(""),
+        lambda folder: complain("setting an array element with a sequence."),
     ],
-    ids=["error", "file", "folder", "process", "time", "memory", "canary", "lines", "length", "silence"],
+    ids=["error", "file", "folder", "process", "time", "memory", "canary", "lines", "length", "silence", "raw"],
 )
 def test_the_watch_sees(watch, monkeypatch, tmp_path, deed):
     """What the tests of this file look for, each done once."""
