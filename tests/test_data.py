@@ -6,7 +6,9 @@ import pytest
 import tensorflow as tf
 from conftest import stripes
 
+from tfp_cvae.config import TrainConfig
 from tfp_cvae.data import Split, make_dataset
+from tfp_cvae.run import Run
 from tfp_cvae.sources import load_dataset
 
 
@@ -79,6 +81,20 @@ def test_shares_together_are_the_batches(size, parts, binarization):
 def test_shares_that_there_are_not(dataset, split, arguments):
     with pytest.raises(ValueError, match=r"share: expected \(i, n\) with 0 <= i < n"):
         getattr(dataset, split).batches(16, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("share", "error", "message"),
+    [
+        (3, TypeError, r"share: expected a pair \(i, n\) of integers, got 3"),
+        ((0, 1, 2), TypeError, r"share: expected a pair \(i, n\) of integers, got \(0, 1, 2\)"),
+        ((0.0, 2), TypeError, "share: expected an integer >= 0, got 0.0"),
+        ((0, 0), ValueError, "share: expected an integer >= 1, got 0"),
+    ],
+)
+def test_shares_of_another_kind(dataset, share, error, message):
+    with pytest.raises(error, match=message):
+        dataset.train.batches(16, share=share, drop_remainder=True)
 
 
 def test_keras_sees_how_many_batches_there_are(dataset):
@@ -242,6 +258,55 @@ def test_mistakes(images, labels, error, message):
         make_dataset("stripes", ["left", "middle", "right"], (images, labels))
 
 
+@pytest.mark.parametrize(
+    ("class_names", "error", "message"),
+    [
+        (["a", "b", None], TypeError, "class_names: expected text or integers, got None of type NoneType"),
+        (["a", "b", 3.0], TypeError, "class_names: expected text or integers, got 3.0 of type float"),
+        (["a", "b", True], TypeError, "class_names: expected text or integers, got True of type bool"),
+        ([["a", "b", "c"]], TypeError, "class_names: expected text or integers, got .'a', 'b', 'c'. of type list"),
+        (["a", "b", ""], ValueError, "class_names: expected 1 to 200 printable characters, got ''; rename the class"),
+        (["a", "b", "c\n"], ValueError, r"class_names: expected 1 to 200 printable characters, got 'c\\n'; rename"),
+        ([], ValueError, r"class_names: expected a list of at least one class, got \[\]"),
+        (np.array("a"), ValueError, "class_names: expected a list of at least one class, got 'a'"),
+        (None, TypeError, "class_names: expected a list of them, one for each class, got NoneType"),
+        (3, TypeError, "class_names: expected a list of them, one for each class, got int"),
+        ({"a", "b", "c"}, TypeError, "class_names: expected a list of them, one for each class, got set"),
+        ([1, "1", 2], ValueError, "expected class names that differ, got '1' more than once"),
+    ],
+)
+def test_class_names_that_cannot_be(class_names, error, message):
+    with pytest.raises(error, match=f"^stripes: {message}"):
+        make_dataset("stripes", class_names, (IMAGES, LABELS))
+
+
+def test_class_names_are_text_however_they_are_given(tmp_path):
+    expected = make_dataset("stripes", ["0", "1", "2"], (IMAGES, LABELS))
+    for class_names in ("012", [0, 1, 2], range(3), np.arange(3), np.array(["0", "1", "2"]), [np.str_("0"), 1, "2"]):
+        data = make_dataset("stripes", class_names, (IMAGES, LABELS))
+        assert {type(name) for name in data.class_names} == {str}
+        assert data.fingerprint() == expected.fingerprint()
+        # Which a run keeps.
+        run = Run.create(tmp_path / "run", TrainConfig(), data, overwrite=True)
+        assert Run.load(run.path).class_names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"train": None}, TypeError, r"train: expected a pair \(images, labels\), got NoneType"),
+        ({"train": IMAGES}, TypeError, r"train: expected a pair \(images, labels\), got ndarray"),
+        ({"train": (IMAGES, LABELS, LABELS)}, TypeError, r"train: expected a pair \(images, labels\), got 3 of them"),
+        ({"test": IMAGES[:2]}, TypeError, r"test: expected a pair \(images, labels\), got ndarray"),
+        ({"train": ([[[1, 2]], [[1]]], [0, 1])}, ValueError, "train images: expected an array, or lists of the same"),
+        ({"train": (IMAGES, [[0, 1], [2]])}, ValueError, "train labels: expected an array, or lists of the same len"),
+    ],
+)
+def test_splits_that_are_none(given, error, message):
+    with pytest.raises(error, match=f"^stripes: {message}"):
+        make_dataset("stripes", "abc", **{"train": (IMAGES, LABELS), **given})
+
+
 def test_a_class_that_is_split_off():
     message = "expected at least one training image of each class, got none of 'a', as its 1 are in other splits; add"
     with pytest.raises(ValueError, match=message):
@@ -281,6 +346,23 @@ def test_numbers_of_batches_and_rows_that_cannot_be(dataset):
     with pytest.raises(TypeError, match="rows: expected integers or a mask of bool, got float64"):
         dataset.test.binarized(rows=[0.9])
     assert dataset.test.binarized(rows=[]).shape == (0, 8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (3, r"expected \[m\] numbers of images, or a mask \[24\] of bool, got int64 \[\]"),
+        ([[1, 2]], r"expected \[m\] numbers of images, or a mask \[24\] of bool, got int64 \[1, 2\]"),
+        ([True, False], r"expected \[m\] numbers of images, or a mask \[24\] of bool, got bool \[2\]"),
+        ([0, 24], "expected numbers below 24, as there are 24 test images, got 0 to 24"),
+        ([[1], [1, 2]], "expected an array, or lists of the same length in lists, got none that NumPy takes"),
+    ],
+)
+def test_rows_that_there_are_not(dataset, rows, message):
+    with pytest.raises((IndexError, ValueError), match=f"^rows: {message}"):
+        dataset.test.binarized(rows=rows)
+    with pytest.raises((IndexError, ValueError), match=f"^index: {message}"):
+        dataset.test.rows(rows)
 
 
 def test_labels_that_are_not_looked_at_decide_nothing():

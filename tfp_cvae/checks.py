@@ -63,16 +63,27 @@ def kind(name: str, value: Any, expected: type) -> None:
         raise TypeError(f"{name}: expected a {expected.__name__}, got {_shown(value)} of type {type(value).__name__}")
 
 
+def array(name: str, value: Any) -> np.ndarray:
+    """Returns what NumPy makes an array of, else raises ValueError."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}: expected an array, or lists of the same length in lists, got none that NumPy takes: "
+            f"{one_line(error)}"
+        ) from error
+
+
 def integers(name: str, value: Any) -> np.ndarray:
     """Returns an integer or a list of integers as int64, of shape `[]` or `[n]`, n >= 1."""
-    array = np.asarray(value)
-    if not np.issubdtype(array.dtype, np.integer):
+    given = array(name, value)
+    if not np.issubdtype(given.dtype, np.integer):
         raise TypeError(f"{name}: expected an integer or a list of integers, got {_shown(value)}")
-    if array.ndim > 1 or array.size == 0:
-        raise ValueError(f"{name}: expected an integer or [n] integers, n >= 1, got shape {list(array.shape)}")
-    if int(array.max()) >= 2**63:
-        raise ValueError(f"{name}: expected integers < 2**63, got {array.max()}")
-    return array.astype(np.int64)
+    if given.ndim > 1 or given.size == 0:
+        raise ValueError(f"{name}: expected an integer or [n] integers, n >= 1, got shape {list(given.shape)}")
+    if int(given.max()) >= 2**63:
+        raise ValueError(f"{name}: expected integers < 2**63, got {given.max()}")
+    return given.astype(np.int64)
 
 
 def labels(name: str, value: np.ndarray, num_classes: int) -> None:
@@ -182,7 +193,7 @@ def pixels(name: str, value: Any) -> on_disk.Images:
     Taken are integers in [0, 255], floats in [0, 1] and bool, with or without the axis of channels.
     """
     without_mask(name, value)
-    images = value if on_disk.stays_on_disk(value) else np.asarray(value)
+    images = value if on_disk.stays_on_disk(value) else array(name, value)
     if images.ndim not in (3, 4):
         expected = "[n, height, width] or [n, height, width, channels]"
         raise ValueError(f"{name}: expected shape {expected}, got {list(images.shape)}")

@@ -4,13 +4,17 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import numbers
 import typing
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfp_cvae import checks, on_disk, splits
+from tfp_cvae.archive import one_line
 from tfp_cvae.batches import EpochCounter, binarized_once, in_order, shuffled_epochs, without_tuning
 from tfp_cvae.config import HELD_OUT_SEED, Binarization
 from tfp_cvae.on_disk import Images, RowsOnDisk
@@ -54,6 +58,7 @@ class Split:
 
     def rows(self, index: np.ndarray) -> "Split":
         """Images and labels of the given indices, `[m]` integer, or of those that are True, `[n]` bool."""
+        index = self._numbers("index", index)
         return dataclasses.replace(self, images=on_disk.rows_of(self.images, index), labels=self.labels[index])
 
     def divided(self, chosen: np.ndarray, name: str) -> tuple["Split", "Split"]:
@@ -83,19 +88,15 @@ class Split:
 
         Raises:
             TypeError: If `seed` is not an integer, or `rows` are not.
-            ValueError: If `binarization` or `seed` is out of range.
+            ValueError: If `binarization` or `seed` is out of range, or `rows` are no list.
+            IndexError: If there are no such rows.
         """
         checks.choice("binarization", binarization, typing.get_args(Binarization))
         seed = checks.seed("seed", seed)
-        numbers = np.arange(len(self))
-        if rows is not None:
-            given = np.asarray(rows)
-            if given.size and given.dtype.kind not in "biu":
-                raise TypeError(f"rows: expected integers or a mask of bool, got {given.dtype}; give numbers of images")
-            numbers = numbers[given if given.dtype == bool else given.astype(int)]
-        drawn = np.empty((len(numbers), *self.images.shape[1:]), np.float32)
+        wanted = np.arange(len(self)) if rows is None else self._numbers("rows", rows)
+        drawn = np.empty((len(wanted), *self.images.shape[1:]), np.float32)
         done = 0
-        for part in on_disk.parts(self.images) if rows is None else _runs(numbers):
+        for part in on_disk.parts(self.images) if rows is None else _runs(wanted):
             binary = binarized_once(self.images, part, binarization, seed)
             drawn[done : done + len(binary)] = binary
             done += len(binary)
@@ -166,7 +167,9 @@ class Split:
         checks.choice("binarization", binarization, typing.get_args(Binarization))
         if labelled_per_batch is not None:
             checks.integer("labelled_per_batch", labelled_per_batch, 1)
-        index, parts = share
+        if not isinstance(share, Sequence) or len(share) != 2:
+            raise TypeError(f"share: expected a pair (i, n) of integers, got {share!r}")
+        index, parts = checks.integer("share", share[0], 0), checks.integer("share", share[1], 1)
         if not 0 <= index < parts or batch_size % parts or (parts > 1 and (self.name != "train" or not drop_remainder)):
             raise ValueError(
                 f"share: expected (i, n) with 0 <= i < n, a batch size that n divides, the training split and "
@@ -216,6 +219,23 @@ class Split:
             size = int(np.sum(self.labels == UNLABELLED))
             rows -= self._labelled_per_batch(batch_size, labelled_per_batch)
         return size // rows if drop_remainder else -(-size // rows)
+
+    def _numbers(self, name: str, rows: Any) -> np.ndarray:
+        """Numbers of images, `[m]` int64, of what was given as such or as a mask."""
+        given, size = checks.array(name, rows), len(self)
+        if given.size and given.dtype.kind not in "biu":
+            raise TypeError(f"{name}: expected integers or a mask of bool, got {given.dtype}; give numbers of images")
+        if given.ndim != 1 or (given.dtype == bool and len(given) != size):
+            raise ValueError(
+                f"{name}: expected [m] numbers of images, or a mask [{size}] of bool, got {given.dtype} "
+                f"{list(given.shape)}"
+            )
+        if given.size and given.dtype != bool and not -size <= given.min() <= given.max() < size:
+            raise IndexError(
+                f"{name}: expected numbers below {size}, as there are {size} {self.name} images, got {given.min()} to "
+                f"{given.max()}"
+            )
+        return np.arange(size)[given if given.dtype == bool else given.astype(np.int64)]
 
     def _mixes(self) -> bool:
         """Whether batches are made of labelled and unlabelled images."""
@@ -326,7 +346,7 @@ class Dataset:
 
 def make_dataset(
     name: str,
-    class_names: Sequence[str],
+    class_names: Sequence[str | int] | np.ndarray,
     train: tuple[np.ndarray, np.ndarray],
     validation: tuple[np.ndarray, np.ndarray] | None = None,
     test: tuple[np.ndarray, np.ndarray] | None = None,
@@ -338,7 +358,8 @@ def make_dataset(
 
     Args:
         name: Name of the data set, for messages.
-        class_names: Name of each class, in the order of the labels.
+        class_names: Name of each class, in the order of the labels, of printable characters; or integers, whose digits
+            are the names.
         train: Images `[n, height, width]` or `[n, height, width, channels]`, of an integer type in [0, 255], of a float
             type in [0, 1] or bool; and integer labels `[n]` in [0, len(class_names)), or -1 for none. A `np.memmap` of
             uint8 images stays on disk, and may be larger than the memory.
@@ -349,14 +370,16 @@ def make_dataset(
         The data set, its images `[n, height, width, channels]` uint8.
 
     Raises:
-        TypeError: If images or labels are of the wrong kind.
+        TypeError: If images, labels or names are of the wrong kind.
         ValueError: If shapes or values do not fit, a class has no training image, or a split would be empty.
     """
-    twice = [class_name for class_name, count in collections.Counter(class_names).items() if count > 1]
-    if twice:
-        raise ValueError(f"{name}: expected class names that differ, got {twice[0]!r} more than once")
-    given = {"train": train, "validation": validation, "test": test}
-    pairs = {split: pair for split, pair in given.items() if pair is not None}
+    class_names = _checked_class_names(name, class_names)
+    given: dict[str, Any] = {"train": train, "validation": validation, "test": test}
+    pairs = {split: pair for split, pair in given.items() if split == "train" or pair is not None}
+    for split, pair in pairs.items():
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            got = f"{len(pair)} of them" if isinstance(pair, (tuple, list)) else type(pair).__name__
+            raise TypeError(f"{name}: {split}: expected a pair (images, labels), got {got}")
     pixels = {split: checks.pixels(f"{name}: {split} images", images) for split, (images, _) in pairs.items()}
     shape = pixels["train"].shape[1:]
     made = {}
@@ -395,12 +418,35 @@ def make_dataset(
         raise ValueError(
             f"{name}: expected at least one training image of each class, got none of {class_names[missing]!r}, {hint}"
         )
-    return Dataset(name, tuple(class_names), **made, split_off=split_off if validation is None else None)
+    return Dataset(name, class_names, **made, split_off=split_off if validation is None else None)
+
+
+def _checked_class_names(name: str, given: Any) -> tuple[str, ...]:
+    # A set has another order in each process.
+    if isinstance(given, AbstractSet) or not hasattr(given, "__iter__"):
+        raise TypeError(f"{name}: class_names: expected a list of them, one for each class, got {type(given).__name__}")
+    # Of an array, as plain objects: the text of NumPy has another `repr`, and so another fingerprint.
+    items = given.tolist() if isinstance(given, np.ndarray) else list(given)
+    if not isinstance(items, list) or not items:
+        raise ValueError(f"{name}: class_names: expected a list of at least one class, got {items!r}")
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, (str, numbers.Integral)):
+            raise TypeError(
+                f"{name}: class_names: expected text or integers, got {one_line(repr(item), 100)} of type "
+                f"{type(item).__name__}"
+            )
+    class_names = tuple(str(item) for item in items)
+    for class_name in class_names:
+        checks.class_name(name, class_name)
+    twice = [class_name for class_name, count in collections.Counter(class_names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{name}: expected class names that differ, got {twice[0]!r} more than once")
+    return class_names
 
 
 def _checked_labels(name: str, labels: np.ndarray, size: int, num_classes: int, none_too: bool) -> np.ndarray:
     checks.without_mask(name, labels)
-    labels = np.asarray(labels)
+    labels = checks.array(name, labels)
     if labels.shape != (size,):
         hint = "; of one-hot rows give argmax(axis=1)" if labels.ndim == 2 else ""
         raise ValueError(f"{name}: expected shape [{size}], one for each image, got {list(labels.shape)}{hint}")

@@ -62,6 +62,7 @@ def load_pictures(path: pathlib.Path) -> Dataset:
     if not folders:
         raise ValueError(f"{one_line(path)}: expected a subfolder of pictures for each class, got no subfolder")
     for folder in folders:
+        # Before the pictures are decoded, which takes its time.
         checks.class_name(one_line(path), folder.name)
         if not members[folder]:
             raise ValueError(f"{one_line(folder)}: expected at least one picture of the class, got an empty folder")
