@@ -413,6 +413,22 @@ def test_numbers_of_labels_that_cannot_be(dataset, number, error, message):
         dataset.with_few_labels(number)
 
 
+def test_images_without_label_are_left_for_validation_and_training():
+    images, labels = stripes(90)
+    split_off = make_dataset("some", "abc", (images, labels), test=(images, labels))
+    for num_labels in (81, 90):
+        message = "expected at most 78, so that of 90 training images 9 for validation and one for training have no"
+        with pytest.raises(ValueError, match=f"^num_labels: {message} label, got {num_labels}; lower it"):
+            split_off.with_few_labels(num_labels)
+    few = split_off.with_few_labels(78)
+    assert few.validation.labels.tolist() == [-1] * 9
+    assert np.sum(few.train.labels == -1) == 3
+    given = make_dataset("some", "abc", (images, labels), (images, labels), (images, labels))
+    with pytest.raises(ValueError, match="expected at most 87, so that of 90 training images one for training have"):
+        given.with_few_labels(90)
+    assert np.sum(given.with_few_labels(87).train.labels == -1) == 3
+
+
 @pytest.mark.parametrize("drop_remainder", [True, False])
 def test_batches_of_labelled_and_unlabelled_images(dataset, drop_remainder):
     split = dataset.with_few_labels(9).train

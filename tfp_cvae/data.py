@@ -314,7 +314,7 @@ class Dataset:
 
         Training images are looked at in an order that is a function of the seed, until each class has its share. Labels
         that come after that are not looked at, and so decide nothing: if the validation split was split off by classes,
-        it goes back, and another is made of images without label, of that size or as many as there are.
+        it goes back, and another of that size is made of images without label.
 
         Args:
             num_labels: Number of training images that keep their label, a multiple of the number of classes.
@@ -325,10 +325,12 @@ class Dataset:
 
         Raises:
             TypeError: If a value is not an integer.
-            ValueError: If `num_labels` is no multiple of the number of classes, or there are not as many images.
+            ValueError: If `num_labels` is no multiple of the number of classes, there are not as many images, or not
+                enough are left without label for the validation split and at least one for training.
         """
         images, labels = self._source()
-        labels = splits.few_labels(labels, self.class_names, num_labels, seed)
+        for_validation = 0 if self.split_off is None else len(self.validation)
+        labels = splits.few_labels(labels, self.class_names, num_labels, seed, for_validation)
         train = dataclasses.replace(self.train, images=images, labels=labels)
         validation = dataclasses.replace(self.validation, labels=np.full_like(self.validation.labels, UNLABELLED))
         if self.split_off is not None:

@@ -10,7 +10,9 @@ from tfp_cvae import checks
 UNLABELLED = -1
 
 
-def few_labels(all_labels: np.ndarray, class_names: Sequence[str], num_labels: int, seed: int) -> np.ndarray:
+def few_labels(
+    all_labels: np.ndarray, class_names: Sequence[str], num_labels: int, seed: int, for_validation: int
+) -> np.ndarray:
     """Keeps `num_labels` labels, the same number of each class, and sets the others to -1.
 
     Images are gone through in an order that is a function of the seed, until each class has its share.
@@ -20,13 +22,15 @@ def few_labels(all_labels: np.ndarray, class_names: Sequence[str], num_labels: i
         class_names: Name of each class.
         num_labels: Number of labels to leave.
         seed: Seed of the order.
+        for_validation: Number of images without label that become the validation split.
 
     Returns:
         `[n]`, -1 where none is left.
 
     Raises:
         TypeError: If a value is not an integer.
-        ValueError: If `num_labels` is no multiple of the number of classes, or there are not as many images.
+        ValueError: If `num_labels` is no multiple of the number of classes, there are not as many images, or none
+            without label would be left for training.
     """
     checks.integer("num_labels", num_labels, 1)
     checks.seed("seed", seed)
@@ -50,6 +54,13 @@ def few_labels(all_labels: np.ndarray, class_names: Sequence[str], num_labels: i
         raise ValueError(
             f"num_labels: expected at most {found * len(class_names)}, as there are {found} training images with "
             f"the label {class_names[scarce]}, got {num_labels}"
+        )
+    most = (len(labels) - for_validation - 1) // len(class_names) * len(class_names)
+    if num_labels > most:
+        left = f"{for_validation} for validation and one" if for_validation else "one"
+        raise ValueError(
+            f"num_labels: expected at most {most}, so that of {len(labels)} training images {left} for training have "
+            f"no label, got {num_labels}; lower it, or leave it out to learn from all labels"
         )
     return labels
 
