@@ -19,6 +19,7 @@ from conftest import stripes
 from test_archive import limited
 
 from tfp_cvae import archive, cache, sources
+from tfp_cvae.config import path_of
 from tfp_cvae.on_disk import RowsOnDisk
 from tfp_cvae.sources import list_datasets, load_dataset
 
@@ -620,6 +621,38 @@ def test_what_does_not_look_like_a_name_is_not_looked_up(monkeypatch, name):
         load_dataset(name)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 1000
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """The current folder, with what TFDS makes of two data sets."""
+    for folder in ("mnist/3.0.1", "emnist/balanced/3.0.0"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "dataset_info.json").write_text("{}")
+    (tmp_path / "emnist" / ".config").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sources, "_load_tfds", lambda name: f"{name} of TFDS")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["mnist", "mnist:3.0.1", "emnist", "emnist/balanced"])
+def test_a_name_is_that_of_tfds_where_it_has_prepared_a_folder_of_that_name(prepared, name):
+    assert load_dataset(name) == f"{name} of TFDS"
+    assert path_of(name) is None
+
+
+@pytest.mark.parametrize("name", ["./mnist", "mnist/", "{folder}/mnist", "{folder}/mnist/3.0.1", "{folder}", "."])
+def test_a_folder_that_tfds_has_prepared_is_none_of_classes(prepared, name):
+    with pytest.raises(ValueError, match="which TFDS has prepared; give the name of the data set, such as mnist, and"):
+        load_dataset(name.format(folder=prepared))
+
+
+def test_another_folder_of_the_name_of_a_tfds_set_is_read(prepared):
+    write_folder(prepared / "kmnist")
+    write_arrays(prepared / "cifar10", **dict(zip(("images", "labels"), stripes(), strict=True)))
+    for name in ("kmnist", "cifar10"):
+        assert load_dataset(name).name == name
+        assert path_of(name) == prepared / name
 
 
 @pytest.mark.parametrize("name", [None, 3, b"mnist5k", ["mnist5k"]])

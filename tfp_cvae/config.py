@@ -2,9 +2,11 @@
 
 import dataclasses
 import difflib
+import itertools
 import json
 import os
 import pathlib
+import re
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -24,6 +26,13 @@ EMBEDDED = "mnist5k"
 
 # Seed of the one draw in which validation and test images are binarized, for all runs alike.
 HELD_OUT_SEED = 0
+
+# A name, a configuration, a version. Other words have a meaning for TFDS as well: some run code from elsewhere.
+_TFDS_NAME = re.compile(r"[a-z]\w*(/\w[\w.+-]*)?(:[\d.*]+)?", re.ASCII)
+# Which TFDS writes into the folder of each version of a data set.
+_TFDS_INFO = "dataset_info.json"
+# As many as a folder of versions may hold; one of a class may hold millions of pictures.
+_SEARCHED_ENTRIES = 9
 
 _CHOICES = {
     "model": Model,
@@ -222,14 +231,44 @@ class TrainConfig:
 def path_of(dataset: str) -> pathlib.Path | None:
     """The file or folder that `load_dataset` reads for this name, absolute; None if it reads none."""
     path = pathlib.Path(dataset)
-    is_path = dataset != EMBEDDED and (path.suffix == ".npz" or os.path.isdir(path))
-    return path.absolute() if is_path else None
+    if dataset == EMBEDDED or (is_tfds_name(dataset) and _is_prepared_by_tfds(path)):
+        return None
+    # What the system cannot look up, as it is too long or forbidden, is no folder.
+    return path.absolute() if path.suffix == ".npz" or os.path.isdir(path) else None
+
+
+def is_tfds_name(dataset: str) -> bool:
+    """Whether it looks like the name of a data set of TensorFlow Datasets."""
+    return _TFDS_NAME.fullmatch(dataset) is not None and len(dataset) <= checks.LONGEST_NAME
+
+
+def _is_prepared_by_tfds(folder: pathlib.Path) -> bool:
+    """Whether it is what TFDS makes of a data set, or of all of them: name/configuration/version, some left out."""
+    try:
+        if os.path.lexists(folder / "images.npy"):
+            return False
+        inner = [path for path in folder.iterdir() if path.is_dir()]
+        for path in list(inner):
+            with os.scandir(path) as entries:
+                inner += [path / entry.name for entry in itertools.islice(entries, _SEARCHED_ENTRIES)]
+        return any(os.path.isfile(path / _TFDS_INFO) for path in [folder, *inner])
+    # What cannot be looked at is not prepared.
+    except (OSError, ValueError):
+        return False
 
 
 def check_is_there(dataset: str) -> None:
-    """Raises ValueError if a data set can only be a file or a folder, and there is none."""
+    """Raises ValueError if a data set can only be a file or a folder, and there is none, or one of TFDS."""
     path = pathlib.Path(dataset)
-    if dataset == EMBEDDED or os.path.isdir(path):
+    if dataset == EMBEDDED:
+        return
+    if os.path.isdir(path):
+        if _is_prepared_by_tfds(path) and not is_tfds_name(dataset):
+            raise ValueError(
+                f"dataset: expected a folder with a subfolder for each class, got {archive.one_line(repr(dataset))}, "
+                "which TFDS has prepared; give the name of the data set, such as mnist, and set TFDS_DATA_DIR to the "
+                "folder in which there is one of that name"
+            )
         return
     if path.suffix == ".npz":
         archive.file_size(path, ".npz file")

@@ -16,7 +16,7 @@ import numpy as np
 
 from tfp_cvae import cache, checks
 from tfp_cvae.archive import array_names, load_arrays, map_arrays, one_line
-from tfp_cvae.config import EMBEDDED, TrainConfig, check_is_there
+from tfp_cvae.config import EMBEDDED, TrainConfig, check_is_there, is_tfds_name, path_of
 from tfp_cvae.data import Dataset, make_dataset
 from tfp_cvae.picture_folders import load_pictures
 from tfp_cvae.splits import UNLABELLED
@@ -29,9 +29,6 @@ _SPLITS = {"train": ("images", "labels")} | {
     split: (f"{split}_images", f"{split}_labels") for split in ("validation", "test")
 }
 _ARRAYS = (*(key for keys in _SPLITS.values() for key in keys), "class_names")
-
-# A name, a configuration, a version. Other words have a meaning for TFDS as well: some run code from elsewhere.
-_TFDS_NAME = re.compile(r"[a-z]\w*(/\w[\w.+-]*)?(:[\d.*]+)?", re.ASCII)
 
 
 def load_dataset(name_or_path: str | os.PathLike[str]) -> Dataset:
@@ -46,7 +43,8 @@ def load_dataset(name_or_path: str | os.PathLike[str]) -> Dataset:
               `validation_labels`, `test_images`, `test_labels` and `class_names`; -1 is the label of an image without;
             - a folder with such arrays as files `images.npy`, `labels.npy` and so on; images of uint8 may be larger
               than the memory, as they are read while they are needed;
-            - a folder with one subfolder of pictures for each class, named after the class.
+            - a folder with one subfolder of pictures for each class, named after the class. One that TFDS has prepared
+              is none: it is read by its name.
 
     Returns:
         The images in three splits; what the source does not split is split off the training images, always in the same
@@ -89,12 +87,11 @@ def _load(name_or_path: str | os.PathLike[str]) -> Dataset:
         if not arrays:
             raise ValueError(f"{one_line(path)}: expected the arrays 'images' and 'labels', got {array_names(path)}")
         return _from_arrays(one_line(path), arrays)
-    # What the system cannot look up, as it is too long or forbidden, is no folder.
-    if name and os.path.isdir(path):
+    check_is_there(name)
+    if name and path_of(name):
         if arrays := map_arrays(path, _ARRAYS):
             return _from_arrays(one_line(path), arrays)
         return load_pictures(path)
-    check_is_there(name)
     return _load_named(name)
 
 
@@ -102,7 +99,7 @@ def _load_named(name: str) -> Dataset:
     """The embedded set, or one of TFDS, even if there is a file or folder of its name."""
     if name == EMBEDDED:
         return _load_embedded()
-    if _TFDS_NAME.fullmatch(name) and len(name) <= checks.LONGEST_NAME:
+    if is_tfds_name(name):
         return _load_tfds(name)
     raise ValueError(_unknown(name))
 
