@@ -655,6 +655,24 @@ def test_another_folder_of_the_name_of_a_tfds_set_is_read(prepared):
         assert path_of(name) == prepared / name
 
 
+@pytest.mark.parametrize("inner", ["", "cat", "dog"])
+@pytest.mark.parametrize("names", [("train", "test"), ("train", "val"), ("Train", "Validation"), ("test", "test")])
+def test_subfolders_of_splits_are_no_classes(tmp_path, names, inner):
+    for name in names:
+        (tmp_path / "pets" / name / inner).mkdir(parents=True, exist_ok=True)
+        for number in range(6):
+            (tmp_path / "pets" / name / inner / f"{number}.png").write_bytes(png(4, 4, bytes(20)))
+    found = ", ".join(sorted(set(names)))
+    with pytest.raises(ValueError, match=f"each class, got subfolders for splits: {found}; put all pictures of a cl"):
+        load_dataset(tmp_path / "pets")
+
+
+def test_a_class_may_have_the_name_of_a_split(tmp_path):
+    write_folder(tmp_path / "vehicles")
+    (tmp_path / "vehicles" / "cat").rename(tmp_path / "vehicles" / "train")
+    assert load_dataset(tmp_path / "vehicles").class_names == ("dog", "train")
+
+
 @pytest.mark.parametrize("name", [None, 3, b"mnist5k", ["mnist5k"]])
 def test_what_is_no_name(name):
     with pytest.raises(TypeError, match=r"dataset: expected a name or a path, got .* of type"):

@@ -33,6 +33,9 @@ _TURNS = {
 _ON_ITS_SIDE = [_TURNS[orientation] for orientation in (5, 6, 7, 8)]
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 
+# Of folders whose pictures are in splits.
+_SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation")
+
 _Taken = TypeVar("_Taken")
 
 
@@ -61,6 +64,12 @@ def load_pictures(path: pathlib.Path) -> Dataset:
         ) from error
     if not folders:
         raise ValueError(f"{one_line(path)}: expected a subfolder of pictures for each class, got no subfolder")
+    if all(folder.name.lower() in _SPLITS for folder in folders):
+        raise ValueError(
+            f"{one_line(path)}: expected a subfolder of pictures for each class, got subfolders for splits: "
+            f"{', '.join(folder.name for folder in folders)}; put all pictures of a class into one subfolder, which is "
+            "split when it is loaded, or make an .npz file with images, labels, test_images and test_labels"
+        )
     for folder in folders:
         # Before the pictures are decoded, which takes its time.
         checks.class_name(one_line(path), folder.name)
