@@ -371,6 +371,10 @@ def test_datasets(capsys):
         (["train", "--latent-size", "0"], "latent_size: expected an integer >= 1, got 0"),
         (["train", "--dataset", "no_such_set"], "dataset: expected mnist5k, a TFDS name, an .npz file or a folder"),
         (["train", "--batch-size", "10000"], "batch_size: expected at most 4050, the number of training images"),
+        (["train", "--dataset", "x" * 300], "dataset: expected mnist5k, a TFDS name, an .npz file or a folder"),
+        (["train", "--output", "x" * 300], "output: expected a folder that can be read, got 'xxx"),
+        (["train", "--resume", "--output", "x" * 300], "xxx...: File name too long; choose another one"),
+        (["plot", "x" * 300], "that `tfp-cvae train` made, got none"),
         (["plot", "nowhere"], "run: expected the folder 'nowhere' that `tfp-cvae train` made, got none"),
         (
             ["generate", "RUN", "--label", "3", "--output", "x.png"],

@@ -34,6 +34,9 @@ _TFDS_INFO = "dataset_info.json"
 # As many as a folder of versions may hold; one of a class may hold millions of pictures.
 _SEARCHED_ENTRIES = 9
 
+# Of a data set that a folder is named after.
+_LONGEST_FOLDER = 100
+
 _CHOICES = {
     "model": Model,
     "binarization": Binarization,
@@ -281,7 +284,11 @@ def check_is_there(dataset: str) -> None:
 def default_output(config: TrainConfig) -> pathlib.Path:
     """Folder of a run that was not given one: `runs/` and the name of the data set."""
     path = pathlib.Path(config.dataset)
-    name = path.resolve().name.removesuffix(".npz") if path.exists() else config.dataset.replace("/", "-")
+    if os.path.exists(path):
+        name = path.resolve().name.removesuffix(".npz")
+    else:
+        # Cut where it is no name of anything, and longer than the system takes one.
+        name = config.dataset[:_LONGEST_FOLDER].replace("/", "-")
     return pathlib.Path("runs") / (name or "run")
 
 

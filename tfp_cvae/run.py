@@ -132,7 +132,7 @@ class Run:
         """
         path = pathlib.Path(path)
         if not has_config(path):
-            got = f"no {CONFIG} in it" if path.is_dir() else "none"
+            got = f"no {CONFIG} in it" if os.path.isdir(path) else "none"
             raise ValueError(f"run: expected the folder {str(path)!r} that `tfp-cvae train` made, got {got}")
         try:
             content = archive.parse_json((path / CONFIG).read_bytes())

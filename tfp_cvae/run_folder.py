@@ -1,5 +1,6 @@
 """The folder of a run: whether it holds one, and may be given to another. Imports no TensorFlow."""
 
+import os
 import pathlib
 
 from tfp_cvae import archive
@@ -10,15 +11,26 @@ BACKUP = "backup"
 
 def has_config(path: pathlib.Path) -> bool:
     """Whether there is a `config.json` in a folder: of a run, or of another program."""
-    return (path / CONFIG).is_file()
+    # Also of a name that is too long for the system.
+    return os.path.isfile(path / CONFIG)
 
 
 def holds_run(path: pathlib.Path) -> bool:
     """Whether a folder holds a run, as against nothing.
 
     Raises:
-        ValueError: If it holds something else.
+        ValueError: If it holds something else, or cannot be looked at.
     """
+    try:
+        return _holds_run(path)
+    except OSError as error:
+        raise ValueError(
+            f"output: expected a folder that can be read, got {archive.one_line(repr(str(path)), 100)}: "
+            f"{os.strerror(error.errno or 0)}; choose another one"
+        ) from error
+
+
+def _holds_run(path: pathlib.Path) -> bool:
     if path.exists() and not path.is_dir():
         raise ValueError(f"output: expected a new folder, got {str(path)!r}, which is a file")
     # Hidden are the lock, and what a killed process has left half written.
