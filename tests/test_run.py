@@ -3,12 +3,14 @@ import errno
 import json
 import os
 import pathlib
+import re
 import resource
 import shutil
 import signal
 import stat
 
 import crash
+import filelock
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -408,6 +410,18 @@ def test_a_folder_that_is_gone_is_no_tfds_set(relative, tmp_path):
     gone = dataclasses.replace(gone, config=dataclasses.replace(gone.config, dataset="mnist"))
     with pytest.raises(ValueError, match="where it was at the training, or mnist in this folder, got none;"):
         gone.training_data()
+
+
+def test_a_folder_that_cannot_be_locked_is_named(tmp_path, monkeypatch):
+    """As on a disk that is read-only, which has its own error."""
+
+    def refuse(lock):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), lock.lock_file)
+
+    monkeypatch.setattr(filelock.FileLock, "_acquire", refuse)
+    expected = f"^{re.escape(str(tmp_path))}: expected to write it, got: Read-only file system; choose another folder"
+    with pytest.raises(OSError, match=expected), locked(tmp_path):
+        pass
 
 
 @pytest.mark.mnist

@@ -32,7 +32,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[pathlib.Path
     if path.is_dir():
         raise IsADirectoryError(f"{path}: expected the name of a file, got that of a folder")
     temporary = _temporary(path.parent, path.suffix)
-    with _explained(path):
+    with explained(path):
         try:
             write(temporary)
             flush(temporary)
@@ -47,14 +47,14 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[pathlib.Path
 
 def make_folder(path: pathlib.Path) -> None:
     """Makes a folder and those in which it is; raises OSError that says so if it cannot."""
-    with _explained(path):
+    with explained(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
 def check_can_write(folder: pathlib.Path) -> None:
     """Raises OSError if no file can be written in a folder."""
     temporary = _temporary(folder)
-    with _explained(folder):
+    with explained(folder):
         temporary.touch()
         temporary.unlink()
 
@@ -69,7 +69,7 @@ def write_folder(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> No
     Raises:
         OSError: If the folder cannot be written there.
     """
-    with _explained(path), _filled(path.parent, write) as temporary:
+    with explained(path), _filled(path.parent, write) as temporary:
         temporary.rename(path)
         flush(path.parent)
 
@@ -89,7 +89,7 @@ def write_next_version(base: pathlib.Path, write: Callable[[pathlib.Path], Any])
     Raises:
         OSError: If the folder cannot be written there.
     """
-    with _explained(base), _filled(base, write) as temporary:
+    with explained(base), _filled(base, write) as temporary:
         while True:
             version = base / str(max(numbered(base), default=0) + 1)
             try:
@@ -162,14 +162,14 @@ def _filled(folder: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> Itera
 
 
 @contextlib.contextmanager
-def _explained(path: pathlib.Path) -> Iterator[None]:
-    """Says of an error of the system which file could not be written, instead of the temporary one."""
+def explained(path: pathlib.Path) -> Iterator[None]:
+    """Says of an error of the system which file or folder could not be written, and not its temporary name alone."""
     try:
         yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, None)
         advice = "make room, or choose another folder" if full else "choose another folder, or mend this one"
-        explained = type(error)(f"{path}: expected to write it, got: {reason}; {advice}")
-        explained.errno = error.errno
-        raise explained from error
+        named = type(error)(f"{path}: expected to write it, got: {reason}; {advice}")
+        named.errno = error.errno
+        raise named from error

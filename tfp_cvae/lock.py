@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import filelock
 
 from tfp_cvae import archive
-from tfp_cvae.atomic import write_atomically
+from tfp_cvae.atomic import explained, write_atomically
 
 # Held by the system for as long as its owner lives: a killed owner leaves no lock, only a note of who it was.
 _LOCK = ".tfp-cvae-lock"
@@ -27,15 +27,17 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
 
     Raises:
         ValueError: If another process, or another thread of this one, has it.
+        OSError: If nothing can be written there.
     """
     lock = filelock.FileLock(folder / _LOCK, blocking=False, is_singleton=False)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise ValueError(
-            f"output: expected a folder in which nobody else trains, got {str(folder)!r}, taken by {_owner(folder)}; "
-            "wait for it, stop it, or choose another folder"
-        ) from None
+    with explained(folder):
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise ValueError(
+                f"output: expected a folder in which nobody else trains, got {str(folder)!r}, taken by "
+                f"{_owner(folder)}; wait for it, stop it, or choose another folder"
+            ) from None
     try:
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         owner = {"process": os.getpid(), "host": socket.gethostname(), "since": now}
