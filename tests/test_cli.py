@@ -228,6 +228,14 @@ def test_an_evaluation_on_another_data_set_says_so(run_folder, tmp_path, capsys)
     assert (folder / "figures" / "neighbours.png").read_bytes() != neighbours
 
 
+def test_the_home_folder_after_an_equals_sign(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parsed = cli._parse(["train", "--output=~/run", "--dataset=~/x~.npz"])
+    assert parsed.output == tmp_path / "run"
+    assert parsed.config.dataset == str(tmp_path / "x~.npz")
+    assert cli._parse(["generate", "~", "--output=a~.png", "--label=~"]).label == "~"
+
+
 @pytest.mark.parametrize("words", [["train", "--output", ""], ["export", "run", "--output="]])
 def test_an_empty_word_is_no_folder(words, capsys):
     assert main(words) == 2

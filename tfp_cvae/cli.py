@@ -78,6 +78,7 @@ def _explained(error: Exception, words: Sequence[str]) -> str | None:
 
 def _parse(words: list[str]) -> Any:
     """Parses the command line; a mistake becomes a ValueError, in place of the box that tyro prints."""
+    words = [_with_home(word) for word in words]
     for before, word in zip(["the command", *words], words, strict=False):
         # A path of no letters would be the current folder.
         if not word or re.fullmatch(r"--[\w-]+=", word):
@@ -112,6 +113,11 @@ def _parse(words: list[str]) -> Any:
             raise
         message = _unboxed(printed.getvalue())
         raise ValueError(archive.one_line(f"{message}; {_near(message, words)}see {_help(words)}", 900)) from None
+
+
+def _with_home(word: str) -> str:
+    """A path after a flag and `=`, where a shell leaves `~` as it is, which would become a folder of that name."""
+    return re.sub(r"^(--(?:output|dataset)=)~(?=/|$)", lambda flag: flag[1] + os.path.expanduser("~"), word)
 
 
 def _any_command(config: TrainConfig) -> Any:
