@@ -254,6 +254,18 @@ def test_output_that_the_shell_has_closed():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_names_that_the_encoding_does_not_have(run_folder, tmp_path):
+    """Chinese ones, say: they are printed after the work has been done."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tfp_cvae", "generate", run_folder, "--label", "1", "--output", "\u4e00.png"],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == b"16 images, seeds 0 to 15: \\u4e00.png\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -40,6 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # None where the shell has closed it.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the encoding does not have must not end an evaluation after hours; others than files have none.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         if words == ["--version"]:
             print(f"tfp-cvae {tfp_cvae.__version__}")
