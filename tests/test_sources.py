@@ -6,6 +6,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -621,6 +622,16 @@ def test_what_does_not_look_like_a_name_is_not_looked_up(monkeypatch, name):
         load_dataset(name)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 1000
+
+
+def test_without_a_home_the_cache_is_in_the_temporary_folder(monkeypatch):
+    """As in a container with a user that it does not know: a relative folder named ~ would be made."""
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 9)
+    assert cache.folder() == pathlib.Path(tempfile.gettempdir(), "tfp_cvae")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert cache.folder() == pathlib.Path("/home/somebody/.cache/tfp_cvae")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 
 import filelock
@@ -23,8 +24,9 @@ _VERSION = 3
 
 def folder() -> pathlib.Path:
     """Where decoded images are kept: `tfp_cvae` in `XDG_CACHE_HOME`, by default `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return pathlib.Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache"), "tfp_cvae")
+    # Without HOME, and with a user that the system does not know, as in containers, `~` stays as it is.
+    bases = (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache"), tempfile.gettempdir())
+    return pathlib.Path(next(base for base in bases if os.path.isabs(base)), "tfp_cvae")
 
 
 def decoded(
