@@ -451,6 +451,8 @@ def test_an_interruption_in_the_first_epoch_is_said(tmp_path, npz, capsys, monke
 
     monkeypatch.setattr(StopAtNonFiniteLoss, "on_train_batch_end", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train(small(npz), tmp_path / "run")
-    assert "interrupted after 0 whole epochs; the only model so far is" in capsys.readouterr().out
-    assert Run.load(tmp_path / "run").model().generate(0).shape == (1, 8, 8, 1)
+        train(small(npz), tmp_path / "the run")
+    out = capsys.readouterr().out
+    assert "interrupted after 0 whole epochs; the only model so far is" in out
+    assert f"figures: tfp-cvae plot '{tmp_path / 'the run'}'; the same command with --resume" in out
+    assert Run.load(tmp_path / "the run").model().generate(0).shape == (1, 8, 8, 1)

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import os
 import pathlib
+import shlex
 import shutil
 
 import numpy as np
@@ -385,7 +386,7 @@ def _fit(
             goes_on = f"goes on after {_epochs(backup.epoch)}, its last backup" if backup.epoch else "begins again"
             print(
                 f"\ninterrupted after {_epochs(len(run.history()), 'whole ')}; {kept}\n"
-                f"figures: tfp-cvae plot {run.path}; the same command with --resume {goes_on}"
+                f"figures: {shlex.join(['tfp-cvae', 'plot', str(run.path)])}; the same command with --resume {goes_on}"
             )
         raise
     return True
