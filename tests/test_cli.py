@@ -392,6 +392,8 @@ def test_datasets(capsys):
         (["train", "--dataset", "no_such_set"], "dataset: expected mnist5k, a TFDS name, an .npz file or a folder"),
         (["train", "--batch-size", "10000"], "batch_size: expected at most 4050, the number of training images"),
         (["train", "--dataset", "x" * 300], "dataset: expected mnist5k, a TFDS name, an .npz file or a folder"),
+        # As Python has a name of bytes that are no UTF-8.
+        (["train", "--output", "s\udcff"], r"output: expected a name of text in UTF-8, got 's\udcff'; choose another"),
         (["train", "--output", "x" * 300], "output: expected a folder that can be read, got 'xxx"),
         (["train", "--resume", "--output", "x" * 300], "xxx...: File name too long; choose another one"),
         (["plot", "x" * 300], "that `tfp-cvae train` made, got none"),

@@ -21,12 +21,18 @@ def holds_run(path: pathlib.Path) -> bool:
     Raises:
         ValueError: If it holds something else, or cannot be looked at.
     """
+    shown = archive.one_line(repr(str(path)), 100)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        # Libraries that are to write into it take no other one.
+        raise ValueError(f"output: expected a name of text in UTF-8, got {shown}; choose another one") from None
     try:
         return _holds_run(path)
     except OSError as error:
         raise ValueError(
-            f"output: expected a folder that can be read, got {archive.one_line(repr(str(path)), 100)}: "
-            f"{os.strerror(error.errno or 0)}; choose another one"
+            f"output: expected a folder that can be read, got {shown}: {os.strerror(error.errno or 0)}; choose another "
+            "one"
         ) from error
 
 
