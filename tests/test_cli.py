@@ -1,5 +1,6 @@
 import contextlib
 import importlib.metadata
+import io
 import json
 import os
 import pathlib
@@ -234,6 +235,21 @@ def test_the_home_folder_after_an_equals_sign(tmp_path, monkeypatch):
     assert parsed.output == tmp_path / "run"
     assert parsed.config.dataset == str(tmp_path / "x~.npz")
     assert cli._parse(["generate", "~", "--output=a~.png", "--label=~"]).label == "~"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize(
+    "value", ["/path-without/any/spaces" * 5, r"some  words of C:\x and " + "x" * 99 + " more", "many"]
+)
+def test_a_message_has_the_value_as_it_was_given(value, joined, encoding, monkeypatch):
+    """And nothing of the box of tyro, which has 80 columns, and other rules where the output is not UTF-8."""
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+    given = [f"--epochs={value}"] if joined else ["--epochs", value]
+    with pytest.raises(ValueError, match=r"^Error parsing --epochs: ") as caught:
+        cli._parse(["train", *given])
+    expected = f"Error parsing --epochs: invalid literal for int() with base 10: {value!r}; see tfp-cvae train --help"
+    assert str(caught.value) == expected
 
 
 @pytest.mark.parametrize("words", [["train", "--output", ""], ["export", "run", "--output="]])

@@ -115,7 +115,7 @@ def _parse(words: list[str]) -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
-        message = _unboxed(printed.getvalue())
+        message = _unbroken(_unboxed(printed.getvalue()), words)
         raise ValueError(archive.one_line(f"{message}; {_near(message, words)}see {_help(words)}", 900)) from None
 
 
@@ -159,9 +159,24 @@ def _near(message: str, words: Sequence[str]) -> str:
 def _unboxed(text: str) -> str:
     """The first paragraph in a box of tyro, without the box."""
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│ ") for line in text.splitlines()]
-    inner = [line for line in lines if line and not line.startswith("╭")]
-    end = next((index for index, line in enumerate(inner) if set(line) <= set("─╰╯")), len(inner))
-    return " ".join(inner[:end]).rstrip(".")
+    inner = [line for line in lines if line]
+    # The title stands in the first rule, or, in the ASCII of an output that is not UTF-8, above it.
+    rules = [index for index, line in enumerate(inner) if line.startswith("╭") or set(line) <= set("─╰╯-")]
+    begin, end = [-1, *rules, len(inner), len(inner)][1:3] if rules else (-1, len(inner))
+    return " ".join(inner[begin + 1 : end]).rstrip(".")
+
+
+def _unbroken(text: str, words: Sequence[str]) -> str:
+    """The text with those words in one piece that a line of the box, which has 80 columns at most, had to break."""
+    for word in words:
+        value = word[word.startswith("--") and word.find("=") + 1 :].strip(" ")
+        # As it is, and as Python writes it; the end of a longer one is not shown.
+        for shown in (value[:900], repr(value)[1:-1][:900]):
+            # A shorter one is not broken.
+            if len(shown) > 30:
+                broken = " +".join(" ?".join(map(re.escape, part)) for part in shown.split(" ") if part)
+                text = re.sub(broken, shown.replace("\\", r"\\"), text)
+    return text
 
 
 if __name__ == "__main__":
