@@ -166,6 +166,83 @@ def test_weights_that_became_nan_do_not_come_back(dataset):
     assert np.isfinite(cvae.fit(batches, callbacks=those, verbose=0).history["loss"]).all()
 
 
+class InterruptionError(Exception):
+    pass
+
+
+class InterruptWhileSwapped(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        raise InterruptionError
+
+
+def interrupted(batch, optimizer=None):
+    """A model that holds its average since an exception, the callback that put it there, and what was trained."""
+    cvae = compiled(optimizer or keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.9))
+    swap, trained = SwapEMAWeights(), []
+    look = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: trained.extend(cvae.get_weights()))
+    with pytest.raises(InterruptionError):
+        cvae.fit(batch, batch[0], callbacks=[look, swap, InterruptWhileSwapped()], verbose=0)
+    return cvae, swap, trained
+
+
+def begun_with(cvae, batch, callback):
+    """The weights with which a training with the callback begins."""
+    found = []
+    look = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: found.extend(cvae.get_weights()))
+    cvae.fit(batch, batch[0], callbacks=[callback, look], verbose=0)
+    return found
+
+
+def assert_equal(weights, expected):
+    for one, other in zip(weights, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_after_an_exception_the_training_goes_on_with_what_was_trained(batch):
+    cvae, swap, trained = interrupted(batch)
+    assert not all(np.array_equal(one, other) for one, other in zip(cvae.get_weights(), trained, strict=True))
+    assert_equal(begun_with(cvae, batch, swap), trained)
+
+
+def test_what_was_trained_does_not_come_into_another_model(batch):
+    cvae, swap, _ = interrupted(batch)
+    other = compiled(keras.optimizers.Adam(0.01, use_ema=True))
+    # The same numbers, as of a model that was loaded from a checkpoint.
+    other.set_weights(cvae.get_weights())
+    averages = cvae.get_weights()
+    assert_equal(begun_with(other, batch, swap), averages)
+    assert_equal(cvae.get_weights(), averages)
+
+
+def test_what_was_trained_does_not_come_over_weights_that_were_given_since(batch, tmp_path):
+    before = compiled().get_weights()
+    for give in ("set_weights", "load_weights"):
+        cvae, swap, _ = interrupted(batch)
+        if give == "set_weights":
+            cvae.set_weights(before)
+        else:
+            compiled().save_weights(tmp_path / "before.h5")
+            cvae.load_weights(tmp_path / "before.h5")
+        assert_equal(begun_with(cvae, batch, swap), before)
+
+
+def test_bad_weights_do_not_come_over_those_that_were_put_back(batch):
+    """Finite ones, whose bound overflows in the validation alone."""
+    cvae, before = compiled(keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.9)), []
+    look = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: before.extend(cvae.get_weights()))
+
+    class Spoil(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            for variable in self.model.trainable_variables:
+                variable.assign(variable + 1e6)
+            logs["val_loss"] = np.inf
+
+    swap = SwapEMAWeights()
+    with pytest.raises(ValueError, match="val_loss: expected finite values, got inf in epoch 1, after its last step"):
+        cvae.fit(batch, batch[0], callbacks=[look, Spoil(), swap, StopAtNonFiniteLoss()], verbose=0)
+    assert_equal(begun_with(cvae, batch, swap), before)
+
+
 def test_history_csv(tmp_path, dataset):
     cvae = compiled()
     path = tmp_path / "history.csv"

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 import tf_keras as keras
 
 from tfp_cvae import checks, distribution
@@ -175,23 +176,26 @@ class SwapEMAWeights(keras.callbacks.Callback):
 
     def __init__(self) -> None:
         super().__init__()
-        self._trained: list[np.ndarray] | None = None
+        # The variables that hold their average at the moment, with what was trained, and with that average.
+        self._swapped: list[tuple[tf.Variable, np.ndarray, np.ndarray]] = []
 
-    @property
-    def swapped(self) -> bool:
-        """Whether the model holds the average at the moment."""
-        return self._trained is not None
+    def set_model(self, model: keras.Model) -> None:
+        if model is not self.model:
+            self._swapped = []
+        super().set_model(model)
 
     def _swap_in(self) -> None:
         variables = self.model.trainable_variables
-        self._trained = [variable.numpy() for variable in variables]
+        trained = [variable.numpy() for variable in variables]
         self.model.optimizer.finalize_variable_values(variables)
+        self._swapped = [
+            (variable, value, variable.numpy()) for variable, value in zip(variables, trained, strict=True)
+        ]
 
     def _swap_out(self) -> None:
-        if self._trained is not None:
-            for variable, value in zip(self.model.trainable_variables, self._trained, strict=True):
-                variable.assign(value)
-            self._trained = None
+        for variable, value, _ in self._swapped:
+            variable.assign(value)
+        self._swapped = []
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
         optimizer = self.model.optimizer
@@ -200,9 +204,9 @@ class SwapEMAWeights(keras.callbacks.Callback):
                 f"optimizer: expected use_ema=True for SwapEMAWeights, got {type(optimizer).__name__} without; "
                 "give it to the optimizer, or leave the callback out"
             )
-        # After a `fit` that was interrupted in its validation; but weights that became NaN have been replaced since.
-        if not all(np.isfinite(value).all() for value in self._trained or ()):
-            self._trained = None
+        # After a `fit` that ended with an exception in between; but the model may have been given other weights since.
+        if not all(np.array_equal(variable.numpy(), average) for variable, _, average in self._swapped):
+            self._swapped = []
         self._swap_out()
 
     def on_test_begin(self, logs: Mapping[str, float] | None = None) -> None:
@@ -219,7 +223,7 @@ class SwapEMAWeights(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
         # The model keeps the average.
-        self._trained = None
+        self._swapped = []
 
 
 class HistoryCSV(keras.callbacks.Callback):
