@@ -71,6 +71,28 @@ def test_averages_of_a_loaded_model_begin_at_its_weights(tmp_path, batch, scaled
         np.testing.assert_array_equal(own, other)
 
 
+def test_averages_of_an_optimizer_that_was_built_before_a_network_was_frozen(batch):
+    """As Keras advises for training in stages: it has an average of each weight, and not of those alone that train."""
+    cvae = compiled()
+    optimizer = keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.9)
+    optimizer.build(cvae.trainable_variables)
+    # Other weights than those with which the averages were made.
+    cvae.set_weights([weight + 0.1 for weight in cvae.get_weights()])
+    cvae.encoder.trainable = False
+    cvae.compile(optimizer, loss=NegativeELBO(), metrics=[ELBO()])
+    frozen, begin = cvae.encoder.get_weights(), cvae.decoder.get_weights()
+    trained = []
+    look = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_: trained.extend(cvae.decoder.get_weights()))
+    cvae.fit(batch, batch[0], batch_size=len(batch[0]), callbacks=[look, SwapEMAWeights()], verbose=0)
+    assert_equal(cvae.encoder.get_weights(), frozen)
+    for average, one, other in zip(cvae.decoder.get_weights(), begin, trained, strict=True):
+        np.testing.assert_allclose(average, 0.9 * one + 0.1 * other, rtol=1e-5, atol=1e-6)
+    # Those of the frozen network begin at its weights, too, for the stage in which it trains.
+    averages = [variable.numpy() for variable in optimizer._model_variables_moving_average]
+    for weight in frozen:
+        assert any(np.array_equal(weight, average) for average in averages)
+
+
 def test_kl_warm_up_needs_a_kl_weight(batch):
     with pytest.raises(TypeError, match="loss: expected NegativeELBO for KLWarmUp"):
         compiled(loss=NegativeIWAE()).fit(batch, batch[0], callbacks=[KLWarmUp(4)], verbose=0)

@@ -123,10 +123,12 @@ class CheckedModel(keras.Model):
         self.optimizer.build(self.trainable_variables)
         optimizer: Any = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         if getattr(optimizer, "use_ema", False) and not optimizer.iterations.numpy():
-            # Of a model that was loaded, they were made before its weights were read.
-            averages = optimizer._model_variables_moving_average
-            for average, weight in zip(averages, self.trainable_variables, strict=True):
-                average.assign(weight)
+            # Of a model that was loaded, they were made before its weights were read. The optimizer may have been built
+            # before some layers were frozen.
+            averages, places = optimizer._model_variables_moving_average, optimizer._index_dict
+            for weight in self.weights:
+                if optimizer._var_key(weight) in places:
+                    averages[places[optimizer._var_key(weight)]].assign(weight)
 
     def get_metrics_result(self) -> dict[str, Any]:
         """Values of the metrics, as of `keras.Model`; none while `reads_metrics` is False."""
