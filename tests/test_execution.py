@@ -104,6 +104,15 @@ def test_as_keras_trains_without_xla(dataset, monkeypatch):
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("steps_per_execution", [1, 5])
 def test_a_step_is_traced_once(dataset, monkeypatch, steps_per_execution, jit_compile):
+    traced = count_traces(monkeypatch)
+    cvae = model(dataset, steps_per_execution, jit_compile)
+    for _ in range(2):
+        cvae.fit(batches(dataset), validation_data=dataset.validation.batches(16).take(STEPS), verbose=0)
+    assert traced == ["train_step", "test_step"]
+
+
+def count_traces(monkeypatch):
+    """The steps that are traced from now on."""
     traced = []
 
     def counted(step):
@@ -115,10 +124,76 @@ def test_a_step_is_traced_once(dataset, monkeypatch, steps_per_execution, jit_co
 
     for step in (CVAE.train_step, CVAE.test_step):
         monkeypatch.setattr(CVAE, step.__name__, counted(step))
-    cvae = model(dataset, steps_per_execution, jit_compile)
-    for _ in range(2):
-        cvae.fit(batches(dataset), validation_data=dataset.validation.batches(16).take(STEPS), verbose=0)
-    assert traced == ["train_step", "test_step"]
+    return traced
+
+
+@pytest.mark.parametrize(("steps_per_execution", "jit_compile"), [(1, False), (4, False), (4, True)])
+def test_a_setting_may_change_during_fit(dataset, monkeypatch, steps_per_execution, jit_compile):
+    """By a callback, with the result of two times `fit`, and a trace of the steps for each value."""
+    validation = dataset.validation.batches(16)
+
+    def begun():
+        cvae = model(dataset)
+        # Without an average, to which the first `fit` of the two would set the weights.
+        options = {"steps_per_execution": steps_per_execution, "jit_compile": jit_compile}
+        cvae.compile(keras.optimizers.Adam(1e-2), loss=NegativeELBO(), metrics=[ELBO()], **options)
+        return cvae, batches(dataset)
+
+    cvae, data = begun()
+    expected = trained(cvae, data, validation_data=validation)
+    cvae.num_samples = 3
+    later = trained(cvae, data, validation_data=validation, initial_epoch=1, epochs=3)
+    expected[0].update({key: expected[0][key] + numbers for key, numbers in later[0].items()})
+    expected = (expected[0], *later[1:])
+
+    cvae, data = begun()
+
+    def schedule(epoch, logs):
+        cvae.num_samples = 3 if epoch else 1
+
+    change = keras.callbacks.LambdaCallback(on_epoch_begin=schedule)
+    traced = count_traces(monkeypatch)
+    found = trained(cvae, data, validation_data=validation, epochs=3, callbacks=[change])
+    assert traced == 2 * ["train_step", "test_step"]
+    assert found[0] == expected[0]
+    for one, other in zip(found[1], expected[1], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_setting_may_change_before_the_last_steps_of_an_epoch(dataset, jit_compile):
+    """Of 4, 4, 4 and 1, for which Keras lowers the number of steps at a time, and in the middle of a validation."""
+    cvae = model(dataset, 4, jit_compile)
+    seeds, seen = iter(range(1, 100)), []
+
+    def change(batch, logs=None):
+        if batch == STEPS - 1:
+            cvae.seed = next(seeds)
+
+    listener = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=change, on_train_batch_end=lambda batch, logs: seen.append(batch)
+    )
+    listener.on_test_batch_begin = change
+    validation = dataset.validation.batches(16, drop_remainder=True)
+    cvae.fit(batches(dataset), validation_data=validation, epochs=2, callbacks=[listener], verbose=0)
+    assert seen == 2 * [3, 7, 11, 12]
+    assert cvae.seed == 4
+    assert int(cvae.step) == int(cvae.optimizer.iterations) == int(cvae._train_counter) == 2 * STEPS
+    assert int(cvae._test_counter) == STEPS
+    assert int(cvae.steps_per_execution) == 4
+
+
+def test_a_setting_that_stays_the_same_costs_nothing(dataset, monkeypatch):
+    cvae = model(dataset)
+
+    def again(epoch, logs):
+        cvae.num_samples, cvae.seed = 1, 0
+
+    traced = count_traces(monkeypatch)
+    cvae.fit(batches(dataset), epochs=2, callbacks=[keras.callbacks.LambdaCallback(on_epoch_begin=again)], verbose=0)
+    cvae.seed = 0
+    cvae.fit(batches(dataset), verbose=0)
+    assert traced == ["train_step"]
 
 
 class Rates(keras.metrics.Metric):

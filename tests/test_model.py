@@ -819,6 +819,12 @@ def test_a_setting_that_is_changed_takes_effect(cvae, batch, name, value):
         setattr(cvae, name, 1.5)
 
 
+def test_a_setting_of_a_model_that_predicts_without_compile(cvae, batch):
+    before = cvae.predict(batch, verbose=0)
+    cvae.seed = 1
+    np.testing.assert_array_equal(cvae.predict(batch, verbose=0), before)
+
+
 def test_a_split_is_not_batches(cvae, dataset):
     cvae.compile("adam", NegativeELBO())
     with pytest.raises(

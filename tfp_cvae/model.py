@@ -101,8 +101,7 @@ class CVAE(CheckedModel):
 
     @num_samples.setter
     def num_samples(self, value: int) -> None:
-        self._num_samples = checks.integer("num_samples", value, 1)
-        self._forget_functions()
+        self._set_traced("_num_samples", checks.integer("num_samples", value, 1))
 
     @property
     def seed(self) -> int:
@@ -111,8 +110,7 @@ class CVAE(CheckedModel):
 
     @seed.setter
     def seed(self, value: int) -> None:
-        self._seed = checks.seed("seed", value)
-        self._forget_functions()
+        self._set_traced("_seed", checks.seed("seed", value))
 
     def posterior(self, image: tf.Tensor, one_hot: tf.Tensor | None = None, training: bool = False) -> tfd.Distribution:
         """Approximate posterior q(z|x,y).

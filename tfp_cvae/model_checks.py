@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ class CheckedModel(keras.Model):
     compiled_with: str
     takes_unlabelled = False
     reads_metrics = True
+    _steps_at_a_time: int | None = None
 
     def compile(self, optimizer: Any = "rmsprop", loss: Any = None, *args: Any, **kwargs: Any) -> None:
         """Compiles as `keras.Model.compile` does, after a check of what is given.
@@ -95,23 +96,47 @@ class CheckedModel(keras.Model):
         CheckedModel.compile(self, **keras.saving.deserialize_keras_object(config))
         self.build_optimizer()
 
-    def _forget_functions(self) -> None:
-        """Has `fit`, `evaluate` and `predict` trace their steps again, after a setting that is part of them changed."""
-        self.train_function: Any = None
-        self.test_function: Any = None
-        self.predict_function: Any = None
+    def _set_traced(self, name: str, value: Any) -> None:
+        """Sets what is part of the steps of `fit`, `evaluate` and `predict`: another value has them traced again."""
+        if getattr(self, name, None) != value:
+            setattr(self, name, value)
+            for function in ("train_function", "test_function", "predict_function"):
+                if getattr(self, function, None) is not None:
+                    setattr(self, function, self._made_again(function))
+
+    def _made_again(self, name: str) -> Callable[[Any], Any]:
+        """A function that makes the one of this name again when it is called: Keras may be about to call it."""
+
+        def function(iterator: Any) -> Any:
+            # In `evaluate` Keras goes on to call this one.
+            if getattr(self, name) is function:
+                several = self._steps_per_execution
+                now = None if several is None else several.numpy()
+                if self._steps_at_a_time:
+                    # Of the last steps of an epoch, which may be fewer, it is not made for these alone.
+                    several.assign(self._steps_at_a_time)
+                try:
+                    setattr(self, name, getattr(self, f"make_{name}")(force=True))
+                finally:
+                    if several is not None:
+                        several.assign(now)
+            return getattr(self, name)(iterator)
+
+        return function
 
     @contextlib.contextmanager
     def _steps_per_execution_kept(self) -> Iterator[None]:
         """Puts back the number of steps at a time, which Keras leaves lower after an exception in the last ones."""
-        several = self._steps_per_execution
-        number = None if several is None else several.numpy()
+        several, outer = self._steps_per_execution, self._steps_at_a_time
+        self._steps_at_a_time = number = None if several is None else several.numpy().item()
         try:
             yield
         except BaseException:
             if several is not None:
                 several.assign(number)
             raise
+        finally:
+            self._steps_at_a_time = outer
 
     def build_optimizer(self) -> None:
         """Makes the variables of the optimizer: those made in a step that is being traced have it traced once more.

@@ -74,8 +74,7 @@ class SemiSupervisedCVAE(CVAE):
 
     @deformation.setter
     def deformation(self, value: float) -> None:
-        self._deformation = checks.number("deformation", value, 0)
-        self._forget_functions()
+        self._set_traced("_deformation", checks.number("deformation", value, 0))
 
     def label_posterior(self, image: tf.Tensor, training: bool = False) -> tfd.Distribution:
         """Approximate posterior of the label, q(y|x).
