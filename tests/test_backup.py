@@ -1,4 +1,5 @@
 import itertools
+import json
 
 import crash
 import h5py
@@ -272,6 +273,36 @@ def test_backup_of_another_training(dataset, tmp_path, change, message):
     fit(dataset, tmp_path, initial_epoch=1)
     with pytest.raises(ValueError, match=message):
         fit(dataset, tmp_path, **{"initial_epoch": 1, **change})
+
+
+AS_BEGUN = [KLWarmUp(3), keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate)]
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ([], r"expected \['KLWarmUp\(3\)', 'LearningRateScheduler'\] as of the training in .*, got \[\]; go on as it"),
+        ([KLWarmUp(4), AS_BEGUN[1]], r"got \['KLWarmUp\(4\)', 'LearningRateScheduler'\]"),
+        (AS_BEGUN[:1], r"got \['KLWarmUp\(3\)'\]"),
+        ([SwapEMAWeights(), *AS_BEGUN], r"got \['SwapEMAWeights', 'KLWarmUp"),
+    ],
+)
+def test_backup_of_a_training_with_other_callbacks(dataset, tmp_path, others, message):
+    def optimizer():
+        return keras.optimizers.Adam(use_ema=True)
+
+    fit(dataset, tmp_path, optimizer=optimizer(), others=AS_BEGUN)
+    # What only looks on may come and go.
+    looks = [keras.callbacks.LambdaCallback(), keras.callbacks.TensorBoard(tmp_path / "tensorboard")]
+    fit(dataset, tmp_path, optimizer=optimizer(), initial_epoch=1, others=[*AS_BEGUN, *looks])
+    with pytest.raises(ValueError, match=f"training_callbacks: .*{message}"):
+        fit(dataset, tmp_path, optimizer=optimizer(), initial_epoch=1, others=others)
+    # Of an older backup it is not known.
+    path = tmp_path / "1" / "state.json"
+    state = json.loads(path.read_text())
+    del state["settings"]["training_callbacks"]
+    path.write_text(json.dumps(state))
+    fit(dataset, tmp_path, optimizer=optimizer(), initial_epoch=1, others=others)
 
 
 def test_backup_of_another_deformation(dataset, tmp_path):

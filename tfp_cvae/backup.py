@@ -15,11 +15,14 @@ import tf_keras as keras
 
 from tfp_cvae import atomic, callback_state, checks, distribution, model_checks
 from tfp_cvae.batches import EpochCounter
-from tfp_cvae.callbacks import SwapEMAWeights
+from tfp_cvae.callbacks import KLWarmUp, LabelWarmUp, SwapEMAWeights
 
 _CHECKPOINT = "checkpoint"
 _STATE = "state.json"
 _ARRAYS = "arrays.npz"
+
+# They remember nothing, but without them the training is another one.
+_CHANGE_TRAINING = (KLWarmUp, LabelWarmUp, SwapEMAWeights, keras.callbacks.LearningRateScheduler)
 
 # By default a backup is written when so many times as long has passed as the last one took.
 _TIMES_AS_LONG = 100
@@ -193,7 +196,8 @@ class Backup(keras.callbacks.Callback):
         advice = "go on as it was begun, or begin again with another folder"
         settings = self._settings()
         # Older backups do not name these.
-        older = {"precision": ["float32"], **{name: settings[name] for name in ("num_samples", "deformation")}}
+        unnamed = ("num_samples", "deformation", "training_callbacks")
+        older = {"precision": ["float32"], **{name: settings[name] for name in unnamed}}
         begun = {**older, **state["settings"]}
         for name, value in settings.items():
             before = begun.get(name)
@@ -219,6 +223,11 @@ class Backup(keras.callbacks.Callback):
             "precision": model_checks.compute_dtypes(self.model),
             "batches": self._epochs.settings if self._epochs else None,
             "callbacks": [type(callback).__name__ for callback in self._all_callbacks()],
+            "training_callbacks": [
+                type(callback).__name__ + (f"({callback.epochs})" if hasattr(callback, "epochs") else "")
+                for callback in self._others or ()
+                if isinstance(callback, _CHANGE_TRAINING)
+            ],
         }
         return json.loads(json.dumps(settings))
 
