@@ -188,6 +188,38 @@ def test_weights_that_became_nan_do_not_come_back(dataset):
     assert np.isfinite(cvae.fit(batches, callbacks=those, verbose=0).history["loss"]).all()
 
 
+BEST = {"monitor": "val_elbo", "mode": "max"}
+
+
+@pytest.mark.parametrize(
+    ("make", "place"),
+    [
+        (lambda path: keras.callbacks.ModelCheckpoint(str(path / "x.keras"), save_best_only=True, **BEST), "after"),
+        (lambda path: keras.callbacks.EarlyStopping(restore_best_weights=True, **BEST), "after"),
+        (lambda path: StopAtNonFiniteLoss(), "after"),
+        (lambda path: keras.callbacks.BackupAndRestore(str(path / "backup")), "before"),
+    ],
+)
+def test_order_of_what_keeps_weights_and_the_average(batch, tmp_path, make, place):
+    cvae = compiled(keras.optimizers.Adam(use_ema=True))
+    other = make(tmp_path)
+    order = [SwapEMAWeights(), other] if place == "after" else [other, SwapEMAWeights()]
+    fit = {"validation_split": 0.2, "verbose": 0}
+    with pytest.raises(
+        ValueError, match=f"callbacks: expected {type(other).__name__} {place} SwapEMAWeights in the list, got it"
+    ):
+        cvae.fit(batch, batch[0], callbacks=order[::-1], **fit)
+    assert int(cvae.optimizer.iterations) == 0
+    cvae.fit(batch, batch[0], callbacks=order, **fit)
+
+
+def test_what_keeps_no_weights_or_those_of_each_epoch_may_be_before_the_average(batch, tmp_path):
+    cvae = compiled(keras.optimizers.Adam(use_ema=True))
+    free = [keras.callbacks.EarlyStopping(**BEST), keras.callbacks.ModelCheckpoint(str(tmp_path / "each.keras"))]
+    cvae.fit(batch, batch[0], validation_split=0.2, callbacks=[*free, SwapEMAWeights()], verbose=0)
+    assert (tmp_path / "each.keras").exists()
+
+
 class InterruptionError(Exception):
     pass
 

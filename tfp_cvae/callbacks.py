@@ -168,16 +168,41 @@ class SwapEMAWeights(keras.callbacks.Callback):
     """Validates, and shows to the callbacks after it, the moving average of the weights that the optimizer keeps.
 
     For an optimizer with `use_ema=True`. Keras itself puts the average into the model only when training ends, so that
-    validation during training would measure other weights than those that are kept. Put it before `ModelCheckpoint`.
+    validation during training would measure other weights than those that are kept. Put it before all callbacks that
+    keep weights, but after Keras's `BackupAndRestore`, which is to have those that are trained.
 
     Raises:
-        ValueError: From `fit`, if the optimizer keeps no average.
+        ValueError: From `fit`, if the optimizer keeps no average, or the order of the callbacks is another one.
     """
 
     def __init__(self) -> None:
         super().__init__()
         # The variables that hold their average at the moment, with what was trained, and with that average.
         self._swapped: list[tuple[tf.Variable, np.ndarray, np.ndarray]] = []
+
+    def follow(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:
+        """Learns of the callbacks of a `fit`; called by `CVAE.fit`.
+
+        Args:
+            callbacks: All of them.
+
+        Raises:
+            ValueError: If one would keep other weights than it is to keep, as it comes before or after this one.
+        """
+        place = callbacks.index(self)
+        for callback in callbacks[:place]:
+            if _keeps_validated(callback) or isinstance(callback, StopAtNonFiniteLoss):
+                kind = type(callback).__name__
+                raise ValueError(
+                    f"callbacks: expected {kind} after SwapEMAWeights in the list, got it before, where the model has "
+                    f"other weights than those that {kind} is to keep; swap them"
+                )
+        for callback in callbacks[place:]:
+            if isinstance(callback, keras.callbacks.BackupAndRestore):
+                raise ValueError(
+                    "callbacks: expected BackupAndRestore before SwapEMAWeights in the list, got it after, where it "
+                    "would go on from the average; swap them, or use tfp_cvae.Backup, which comes after"
+                )
 
     def set_model(self, model: keras.Model) -> None:
         if model is not self.model:
@@ -224,6 +249,12 @@ class SwapEMAWeights(keras.callbacks.Callback):
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
         # The model keeps the average.
         self._swapped = []
+
+
+def _keeps_validated(callback: keras.callbacks.Callback) -> bool:
+    """Whether a callback keeps the weights of the epoch that was best in validation."""
+    keeps = getattr(callback, "save_best_only", False) or getattr(callback, "restore_best_weights", False)
+    return bool(keeps) and str(getattr(callback, "monitor", "")).startswith("val_")
 
 
 class HistoryCSV(keras.callbacks.Callback):
