@@ -6,7 +6,7 @@ from conftest import spread_prior
 from scipy.special import logsumexp
 
 from tfp_cvae.build import build_cvae
-from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate
+from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate, SemiSupervisedNegativeELBO
 from tfp_cvae.model import CVAE
 
 
@@ -97,11 +97,25 @@ def test_losses_survive_a_configuration_round_trip(loss):
     assert again.get_config() == loss.get_config()
 
 
-@pytest.mark.parametrize("argument", ["kl_weight", "free_bits"])
-@pytest.mark.parametrize("value", [-0.1, float("nan")])
-def test_weights_below_zero_are_refused(argument, value):
-    with pytest.raises(ValueError, match=f"{argument}: expected a number >= 0"):
-        NegativeELBO(**{argument: value})
+@pytest.mark.parametrize("argument", ["kl_weight", "free_bits", "classification_weight"])
+@pytest.mark.parametrize(
+    ("value", "error", "got"),
+    [
+        (-0.1, ValueError, "number >= 0, got -0.1"),
+        (float("nan"), ValueError, "number >= 0, got nan"),
+        (float("inf"), ValueError, "finite number >= 0, got inf"),
+        ("1", TypeError, "number >= 0, got '1' of type str"),
+        (True, TypeError, "number >= 0, got True of type bool"),
+    ],
+)
+def test_weights_that_cannot_be(argument, value, error, got):
+    with pytest.raises(error, match=f"{argument}: expected a {got}"):
+        SemiSupervisedNegativeELBO(**{argument: value})
+
+
+def test_weights_of_numpy_are_saved_as_numbers():
+    loss = NegativeELBO(np.float32(0.5), free_bits=np.int64(1))
+    assert [type(loss.get_config()[name]) for name in ("kl_weight", "free_bits")] == [float, float]
 
 
 @pytest.mark.parametrize("loss", [NegativeELBO(), NegativeELBO(kl_weight=0.3, free_bits=0.05), NegativeIWAE()])

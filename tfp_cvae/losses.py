@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from tfp_cvae import objectives
+from tfp_cvae import checks, objectives
 from tfp_cvae.outputs import SemiSupervisedOutput
 
 
@@ -42,19 +42,17 @@ class NegativeELBO(_LossOfImages):
         full_kl_weight: The weight that was given, with which the loss is saved.
 
     Raises:
-        ValueError: If an argument is negative.
+        TypeError: If an argument is not a number.
+        ValueError: If it is negative or not finite.
     """
 
     def __init__(
         self, kl_weight: float = 1.0, free_bits: float = 0.0, name: str = "negative_elbo", **kwargs: Any
     ) -> None:
         super().__init__(name=name, **kwargs)
-        for argument, value in (("kl_weight", kl_weight), ("free_bits", free_bits)):
-            if not value >= 0:
-                raise ValueError(f"{argument}: expected a number >= 0, got {value}")
-        self.full_kl_weight = float(kl_weight)
-        self.kl_weight = tf.Variable(kl_weight, trainable=False, dtype=tf.float32, name="kl_weight")
-        self.free_bits = free_bits
+        self.full_kl_weight = checks.number("kl_weight", kl_weight, 0)
+        self.kl_weight = tf.Variable(self.full_kl_weight, trainable=False, dtype=tf.float32, name="kl_weight")
+        self.free_bits = checks.number("free_bits", free_bits, 0)
 
     @tf.autograph.experimental.do_not_convert
     def call(self, y_true: tf.Tensor, y_pred: Any) -> tf.Tensor:
@@ -118,7 +116,8 @@ class SemiSupervisedNegativeELBO(NegativeELBO):
         **kwargs: Of `keras.losses.Loss`.
 
     Raises:
-        ValueError: If an argument is negative.
+        TypeError: If an argument is not a number.
+        ValueError: If it is negative or not finite.
     """
 
     def __init__(
@@ -130,9 +129,7 @@ class SemiSupervisedNegativeELBO(NegativeELBO):
         **kwargs: Any,
     ) -> None:
         super().__init__(kl_weight, free_bits, name, **kwargs)
-        if not classification_weight >= 0:
-            raise ValueError(f"classification_weight: expected a number >= 0, got {classification_weight}")
-        self.classification_weight = classification_weight
+        self.classification_weight = checks.number("classification_weight", classification_weight, 0)
         self.label_gradient = tf.Variable(1.0, trainable=False, dtype=tf.float32, name="label_gradient")
 
     @tf.autograph.experimental.do_not_convert
