@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+from tfp_cvae.backup import Backup
 from tfp_cvae.build import build_cvae
 from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag, OneHotCategorical
 from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate
@@ -549,6 +550,23 @@ def test_mistakes_in_fit(cvae, x, message, method):
     cvae.compile("adam", loss=NegativeELBO())
     with pytest.raises(ValueError, match=message):
         getattr(cvae, method)(x, None if isinstance(x, tf.data.Dataset) else IMAGE, verbose=0)
+
+
+def test_arrays_in_variables_are_checked(cvae, tmp_path):
+    cvae.compile("adam", loss=NegativeELBO())
+    good, grey = ((tf.Variable(image), tf.Variable(ONE_HOT)) for image in (IMAGE, IMAGE + 255))
+    message = r"image: expected values in \[0, 1\], got 255.0 to 255.0; divide grey values by 255"
+    for call in (cvae.fit, cvae.evaluate):
+        with pytest.raises(ValueError, match=message):
+            call(grey, tf.Variable(IMAGE), verbose=0)
+        with pytest.raises(ValueError, match=r"y: expected the image again, .* got None"):
+            call(good, verbose=0)
+    with pytest.raises(ValueError, match=message):
+        cvae.predict(grey, verbose=0)
+    plain = build_cvae((8, 8, 1), 0, latent_size=2, width=8)
+    plain.compile("adam", loss=NegativeELBO())
+    with pytest.raises(ValueError, match="shuffle: expected False for arrays beside Backup without batches"):
+        plain.fit(good[0], good[0], callbacks=[Backup(tmp_path)], verbose=0)
 
 
 @pytest.mark.parametrize("method", ["fit", "evaluate", "predict"])

@@ -14,6 +14,7 @@ from tfp_cvae import checks
 from tfp_cvae.atomic import write_atomically
 from tfp_cvae.batch_checks import CheckedSequence, checked_dataset
 
+_ARRAYS = (np.ndarray, tf.Tensor, tf.Variable)
 _KERAS_FORMAT_ONLY = "expected a name that ends in .keras, the format that keras.models.load_model reads again"
 
 
@@ -212,7 +213,7 @@ class CheckedModel(keras.Model):
         elif validation_data is not None:
             validation_data = self._checked_batches(validation_data)
         check_callbacks(callbacks)
-        if shuffle and isinstance(x, (np.ndarray, tf.Tensor, tuple, list)):
+        if shuffle and isinstance(x, (*_ARRAYS, tuple, list)):
             _check_order(callbacks)
         # Where the last `fit` ended with an exception, Keras would validate on its data again.
         self._eval_data_handler = None
@@ -349,12 +350,12 @@ class CheckedModel(keras.Model):
         """Checks arrays given to Keras, and says whether there were any."""
         arrays = x if isinstance(x, (tuple, list)) else (x,)
         for (name, shape), array in zip(self._input_shapes(), arrays, strict=False):
-            if isinstance(array, (np.ndarray, tf.Tensor)):
+            if isinstance(array, _ARRAYS):
                 checks.unit_interval(name, np.asarray(array), shape)
                 if name == "one_hot":
                     check = checks.one_hot_or_zero if self.takes_unlabelled else checks.sum_to_one
                     check(name, np.asarray(array))
-        return isinstance(arrays[0], (np.ndarray, tf.Tensor))
+        return isinstance(arrays[0], _ARRAYS)
 
     def _check_arrays(self, x: Any, y: Any = None) -> None:
         """Checks arrays given to `fit`."""
