@@ -799,6 +799,20 @@ def test_a_callback_that_would_minimise_the_bound_is_refused(cvae, dataset, call
         cvae.fit(dataset.train.batches(24), callbacks=[callback])
 
 
+@pytest.mark.parametrize("argument", ["metrics", "weighted_metrics"])
+def test_a_bound_of_another_name_is_not_minimised_either(cvae, dataset, argument):
+    batches = dataset.train.batches(24)
+    cvae.compile("adam", NegativeELBO(), **{argument: [ELBO(name="bound"), Rate()]})
+    for monitor in ("bound", "val_bound"):
+        with pytest.raises(ValueError, match=rf'expected mode="max" of EarlyStopping, as {monitor} is to rise, got'):
+            cvae.fit(batches, callbacks=[keras.callbacks.EarlyStopping(monitor)], verbose=0)
+    fine = [keras.callbacks.EarlyStopping("bound", mode="max"), keras.callbacks.EarlyStopping("rate")]
+    cvae.fit(batches, callbacks=fine, verbose=0)
+    # The names are those of the last `compile`.
+    cvae.compile("adam", NegativeELBO(), metrics=[Rate(name="bound")])
+    cvae.fit(batches, callbacks=[keras.callbacks.EarlyStopping("bound")], verbose=0)
+
+
 @pytest.mark.parametrize("num_classes", [0, 3])
 def test_batches_without_the_target_are_refused(batch, num_classes):
     """Keras would leave out the loss, and report 0."""

@@ -192,6 +192,8 @@ class ELBO(_BoundMetric):
     """Evidence lower bound, always the true one: no KL weight, no free bits, whatever the loss is."""
 
     objective = staticmethod(objectives.elbo)
+    # Whatever its name is, `fit` refuses a callback that would take the lowest for the best.
+    is_to_rise = True
 
     def __init__(self, name: str = "elbo", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)

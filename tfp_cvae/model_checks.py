@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,8 @@ class CheckedModel(keras.Model):
     takes_unlabelled = False
     reads_metrics = True
     _steps_at_a_time: int | None = None
+    # Names of what is reported and is to rise.
+    _bounds = frozenset({"elbo"})
 
     def compile(self, optimizer: Any = "rmsprop", loss: Any = None, *args: Any, **kwargs: Any) -> None:
         """Compiles as `keras.Model.compile` does, after a check of what is given.
@@ -72,7 +74,8 @@ class CheckedModel(keras.Model):
                 "optimizer: expected tf_keras.mixed_precision.LossScaleOptimizer for networks in float16, whose "
                 f"gradients vanish without it, got {optimizer!r}; or make them under the policy mixed_bfloat16"
             )
-        for part in tf.nest.flatten([loss, args[:1], kwargs.get("metrics"), kwargs.get("weighted_metrics")]):
+        parts = tf.nest.flatten([loss, args[:1], kwargs.get("metrics"), kwargs.get("weighted_metrics")])
+        for part in parts:
             name = "loss" if part is loss else "metrics"
             if isinstance(part, str) and part in ("accuracy", "acc"):
                 raise ValueError(
@@ -88,8 +91,9 @@ class CheckedModel(keras.Model):
                     f"tf.keras is Keras 3 here, so use tf_keras.metrics.{type(part).__name__}"
                 )
         super().compile(optimizer, loss, *args, **kwargs)
-        parts = [(type(part).__name__, _settings(part)) for part in (self.optimizer, loss)]
-        self.compiled_with = json.dumps(parts, default=_plain)
+        self._bounds = frozenset({"elbo", *(part.name for part in parts if getattr(part, "is_to_rise", False))})
+        compared = [(type(part).__name__, _settings(part)) for part in (self.optimizer, loss)]
+        self.compiled_with = json.dumps(compared, default=_plain)
 
     def compile_from_config(self, config: Any) -> None:
         """Compiles as `keras.Model.compile_from_config`, which leaves out a model that overrides `compile`."""
@@ -212,7 +216,7 @@ class CheckedModel(keras.Model):
             self._check_arrays(*validation_data[:2])
         elif validation_data is not None:
             validation_data = self._checked_batches(validation_data)
-        check_callbacks(callbacks)
+        check_callbacks(callbacks, self._bounds)
         if shuffle and isinstance(x, (*_ARRAYS, tuple, list)):
             _check_order(callbacks)
         # Where the last `fit` ended with an exception, Keras would validate on its data again.
@@ -256,7 +260,7 @@ class CheckedModel(keras.Model):
         if "_use_cached_eval_dataset" not in kwargs:
             self._check_arrays(x, y)
             x = self._checked_batches(x)
-            check_callbacks(callbacks)
+            check_callbacks(callbacks, self._bounds)
         with self._steps_per_execution_kept():
             return super().evaluate(x, y, batch_size, verbose, sample_weight, steps, callbacks, **kwargs)
 
@@ -288,7 +292,7 @@ class CheckedModel(keras.Model):
         """
         self._check_inputs(x)
         x = self._checked_batches(x, with_target=False)
-        check_callbacks(callbacks)
+        check_callbacks(callbacks, self._bounds)
         with self._steps_per_execution_kept():
             return super().predict(x, batch_size, verbose, steps, callbacks, **kwargs)
 
@@ -434,10 +438,11 @@ def compute_dtypes(model: keras.Model) -> list[str]:
     return sorted({layer.compute_dtype for layer in layers if not isinstance(layer, keras.metrics.Metric)})
 
 
-def check_callbacks(callbacks: Any) -> None:
+def check_callbacks(callbacks: Any, bounds: Collection[str]) -> None:
     """Raises TypeError for a callback of another Keras, and ValueError for what would minimise a bound, or cannot save.
 
-    Tells those that ask for it, with a method `follow`, of all of them.
+    The bounds are known by their names, with "val_" before them or without. Tells those callbacks that ask for it, with
+    a method `follow`, of all of them.
     """
     listed = _listed(callbacks)
     for callback in listed:
@@ -449,7 +454,7 @@ def check_callbacks(callbacks: Any) -> None:
             )
         monitor = getattr(callback, "monitor", None)
         falls = getattr(callback, "monitor_op", None) is np.less or getattr(callback, "mode", None) in ("auto", "min")
-        if monitor in ("elbo", "val_elbo") and falls:
+        if str(monitor).removeprefix("val_") in bounds and falls:
             raise ValueError(
                 f'callbacks: expected mode="max" of {kind.__name__}, as {monitor} is to rise, got "min", which Keras '
                 "supposes where no mode is given"
