@@ -155,6 +155,34 @@ def test_interrupted_fits_end_as_one_that_was_not(dataset, folders, network, pri
     assert crash.differences(expected, found) == []
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_schedule_of_a_setting_goes_on(dataset, folders, again):
+    """In another process, or with the same model, which still has what it was changed to."""
+
+    def book(folder):
+        found = Notebook(dataset, folder)
+
+        def schedule(epoch, logs):
+            if epoch == 1:
+                found.cvae.num_samples = 2
+
+        found.callbacks = [*found.callbacks[:-2], keras.callbacks.LambdaCallback(on_epoch_begin=schedule)]
+        return found
+
+    one = book(folders("one"))
+    expected = one.result(one.fit(4))
+    other = book(folders("other"))
+    with pytest.raises(InterruptionError):
+        other.fit(4, (2, "on_train_batch_end"))
+    other = other if again else book(other.folder)
+    assert crash.differences(expected, other.result(other.fit(4))) == []
+    # It is still a training that began with one sample.
+    third = book(other.folder)
+    third.cvae.num_samples = 3
+    with pytest.raises(ValueError, match=r"num_samples: expected 1 as of the training in .*, got 3"):
+        third.fit(4)
+
+
 @pytest.mark.parametrize("every_seconds", [0, 1000])
 def test_a_cell_is_run_again_after_an_interruption(dataset, folders, every_seconds):
     """In the same process, with the same model, callbacks and batches."""

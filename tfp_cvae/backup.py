@@ -36,11 +36,12 @@ class Backup(keras.callbacks.Callback):
         cvae.fit(batches, epochs=100, initial_epoch=backup.initial_epoch, callbacks=[backup])
 
     A backup is a folder that appears whole: a TensorFlow checkpoint of the model with its optimizer, and beside it what
-    the callbacks remember. The next one replaces it. Weights, optimizer, moving averages, history and what the
-    callbacks do are then bit for bit those of a training that was never interrupted, on the same machine with the same
-    versions. The callbacks whose memory is kept are `EarlyStopping`, `ModelCheckpoint` and `ReduceLROnPlateau` of
-    Keras, those of this package, the `History` that `fit` returns, and your own if they are
-    `callback_state.Stateful`. Not kept is the randomness of layers that draw by themselves, such as `Dropout`.
+    the callbacks remember, and what they have made of `num_samples`, `seed` and `deformation`. The next one replaces
+    it. Weights, optimizer, moving averages, history and what the callbacks do are then bit for bit those of a training
+    that was never interrupted, on the same machine with the same versions. The callbacks whose memory is kept are
+    `EarlyStopping`, `ModelCheckpoint` and `ReduceLROnPlateau` of Keras, those of this package, the `History` that `fit`
+    returns, and your own if they are `callback_state.Stateful`. Not kept is the randomness of layers that draw by
+    themselves, such as `Dropout`.
 
     A training that has come to its end is not trained again: `fit` restores the model and the history.
 
@@ -85,6 +86,7 @@ class Backup(keras.callbacks.Callback):
         # Of data whose first epoch is another one than that of `fit`.
         self._first = 0
         self._begun = False
+        self._settings_at_first: dict[str, Any] = {}
         self._others: list[keras.callbacks.Callback] | None = None
         self._restored: list[dict[str, Any]] | None = None
         self._written = self._took = 0.0
@@ -122,10 +124,14 @@ class Backup(keras.callbacks.Callback):
         self._set_epoch(state)
         if state is None:
             self._first = self._epochs.next if self._epochs else 0
+            self._settings_at_first = self._settings()
         else:
             self._check_same(state)
             self._restore_weights()
+            for name, value in state.get("changed", {}).items():
+                setattr(self.model, name, value)
             self._first, self._restored = state["first"], state["callbacks"]
+            self._settings_at_first = {**self._settings(), **state["settings"]}
         if self._epochs is not None:
             self._epochs.next = self._first + self.epoch
         self._written = time.monotonic()
@@ -194,13 +200,16 @@ class Backup(keras.callbacks.Callback):
     def _check_same(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError if the training to go on with is another one."""
         advice = "go on as it was begun, or begin again with another folder"
-        settings = self._settings()
+        settings, changed = self._settings(), state.get("changed", {})
         # Older backups do not name these.
         unnamed = ("num_samples", "deformation", "training_callbacks")
         older = {"precision": ["float32"], **{name: settings[name] for name in unnamed}}
         begun = {**older, **state["settings"]}
         for name, value in settings.items():
             before = begun.get(name)
+            # Where a callback changed it, the model may still have what it was changed to.
+            if name in changed and changed[name] == value:
+                continue
             # In a text, 1 and 1.0 are not the same.
             if before != value and not (name == "compile" and before and json.loads(before) == json.loads(value)):
                 raise ValueError(
@@ -231,6 +240,12 @@ class Backup(keras.callbacks.Callback):
         }
         return json.loads(json.dumps(settings))
 
+    def _changed(self) -> dict[str, Any]:
+        """What callbacks have changed since the training began."""
+        settings = self._settings()
+        names = ("seed", "num_samples", "deformation")
+        return {name: settings[name] for name in names if settings[name] != self._settings_at_first.get(name)}
+
     def _all_callbacks(self) -> list[keras.callbacks.Callback]:
         return [callback for callback in [*(self._others or ()), self.model.history] if callback_state.has(callback)]
 
@@ -247,7 +262,8 @@ class Backup(keras.callbacks.Callback):
             "finished": finished,
             "stopped": bool(self.model.stop_training),
             "first": self._first,
-            "settings": self._settings(),
+            "settings": self._settings_at_first,
+            "changed": self._changed(),
             "callbacks": [callback_state.get(callback, arrays) for callback in self._all_callbacks()],
         }
         text = json.dumps(state)
