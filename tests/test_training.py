@@ -12,6 +12,7 @@ from unittest import mock
 import numpy as np
 import PIL.Image
 import pytest
+import tensorflow as tf
 import tf_keras as keras
 from conftest import stripes
 
@@ -69,6 +70,24 @@ def test_run_folder(tmp_path, npz):
         assert min(picture.shape) > 200
         assert picture.std() > 10
     assert loaded.images_by_epoch()[0].tolist() == [1, 2, 5, 10, 12]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+@pytest.mark.parametrize("rising", [0, 2])
+def test_the_learning_rate_rises_and_falls(npz, dataset, schedule, rising):
+    config = small(
+        npz, epochs=6, learning_rate=0.4, learning_rate_schedule=schedule, learning_rate_warmup_epochs=rising
+    )
+    cvae = build_model(config, dataset)
+    compile_model(cvae, config, steps_per_epoch=5)
+    variable, found = tf.Variable([0.0]), []
+    cvae.optimizer.build([variable])
+    for _ in range(30):
+        cvae.optimizer.apply_gradients([(tf.ones([1]), variable)])
+        found.append(float(cvae.optimizer.learning_rate))
+    step, first = np.arange(30), 5 * rising
+    falling = 0.5 * (1 + np.cos(np.pi * (step - first) / (30 - first))) if schedule == "cosine" else np.ones(30)
+    np.testing.assert_allclose(found, 0.4 * np.where(step < first, step / max(1, first), falling), rtol=1e-5, atol=1e-7)
 
 
 def test_figures_of_many_classes_show_the_first_and_say_so(tmp_path, monkeypatch):

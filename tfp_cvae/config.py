@@ -109,6 +109,8 @@ class TrainConfig:
     """Of Adam, at the start."""
     learning_rate_schedule: LearningRateSchedule = "cosine"
     """How the learning rate falls: along a cosine to 0 at the last epoch, or not at all."""
+    learning_rate_warmup_epochs: int = 0
+    """Epochs in which the learning rate rises linearly from 0 before it falls, where training begins badly."""
     ema_momentum: float = 0.0
     """Momentum of the moving average of the weights, which is what is validated and kept; 0 keeps the weights."""
     early_stopping: int = 0
@@ -129,7 +131,7 @@ class TrainConfig:
         for name in ("width", "depth", "num_labels", "labelled_per_batch"):
             if getattr(self, name) is not None:
                 _put(self, name, checks.integer, 1)
-        for name in ("kl_warmup_epochs", "early_stopping", "label_warmup_epochs"):
+        for name in ("kl_warmup_epochs", "early_stopping", "label_warmup_epochs", "learning_rate_warmup_epochs"):
             _put(self, name, checks.integer, 0)
         for name in ("kl_weight", "free_bits", "classification_weight", "deformation"):
             _put(self, name, checks.number, 0)
@@ -160,6 +162,11 @@ class TrainConfig:
             raise ValueError(
                 "model: expected m1+m2 with the prior standard and without free_bits, as p(z1|z2,y) is learned and the "
                 "KL is not computed in parts; leave those at their defaults"
+            )
+        if self.learning_rate_warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"learning_rate_warmup_epochs: expected less than epochs, {self.epochs}, got "
+                f"{self.learning_rate_warmup_epochs}"
             )
         if self.kl_warmup_epochs > self.epochs:
             raise ValueError(f"kl_warmup_epochs: expected at most epochs, {self.epochs}, got {self.kl_warmup_epochs}")

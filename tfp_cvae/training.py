@@ -292,10 +292,11 @@ def compile_model(cvae: CVAE, config: TrainConfig, steps_per_epoch: int) -> None
         config: Settings.
         steps_per_epoch: Batches of an epoch, by which the learning rate falls.
     """
-    learning_rate = config.learning_rate
-    if config.learning_rate_schedule == "cosine":
-        learning_rate = keras.optimizers.schedules.CosineDecay(learning_rate, steps_per_epoch * config.epochs)
-    optimizer = FusedAdam(learning_rate, use_ema=config.ema_momentum > 0, ema_momentum=config.ema_momentum or 0.99)
+    optimizer = FusedAdam(
+        _learning_rate(config, steps_per_epoch),
+        use_ema=config.ema_momentum > 0,
+        ema_momentum=config.ema_momentum or 0.99,
+    )
     if config.objective == "iwae":
         loss = NegativeIWAE()
     elif config.semi_supervised:
@@ -314,6 +315,19 @@ def compile_model(cvae: CVAE, config: TrainConfig, steps_per_epoch: int) -> None
         and tf.distribute.get_strategy().num_replicas_in_sync == 1,
         steps_per_execution=min(_STEPS_PER_EXECUTION, steps_per_epoch),
     )
+
+
+def _learning_rate(
+    config: TrainConfig, steps_per_epoch: int
+) -> float | keras.optimizers.schedules.LearningRateSchedule:
+    """The learning rate, or how it rises and falls."""
+    highest, schedules = config.learning_rate, keras.optimizers.schedules
+    steps, rising = (steps_per_epoch * epochs for epochs in (config.epochs, config.learning_rate_warmup_epochs))
+    if config.learning_rate_schedule == "constant":
+        return schedules.PolynomialDecay(0.0, rising, end_learning_rate=highest) if rising else highest
+    if rising:
+        return schedules.CosineDecay(0.0, steps - rising, warmup_target=highest, warmup_steps=rising)
+    return schedules.CosineDecay(highest, steps)
 
 
 def held_out_batches(split: Split, config: TrainConfig) -> tf.data.Dataset:
