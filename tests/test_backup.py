@@ -155,12 +155,14 @@ def test_interrupted_fits_end_as_one_that_was_not(dataset, folders, network, pri
     assert crash.differences(expected, found) == []
 
 
+@pytest.mark.parametrize("every_seconds", [0, 1000])
 @pytest.mark.parametrize("again", [False, True])
-def test_a_schedule_of_a_setting_goes_on(dataset, folders, again):
-    """In another process, or with the same model, which still has what it was changed to."""
+def test_a_schedule_of_a_setting_goes_on(dataset, folders, again, every_seconds):
+    """In another process, or with the same model, which still has what it was changed to, since the backup or before."""
 
     def book(folder):
         found = Notebook(dataset, folder)
+        found.every_seconds = every_seconds
 
         def schedule(epoch, logs):
             if epoch == 1:

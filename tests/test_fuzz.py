@@ -779,7 +779,6 @@ def test_run_folders(fuzz, watch):
     fuzz("run folders", drawn, check)
 
 
-# What a configuration could name to do harm.
 class _Payload:
     def __reduce__(self):
         return importlib.import_module, ("fuzz_canary",)
@@ -792,6 +791,7 @@ _UNPICKLING = {
     "output_shape_type": "raw",
     "make_distribution_fn": base64.encodebytes(pickle.dumps(_Payload())).decode("ascii"),
 }
+# What a configuration could name to do harm.
 _EVIL = [
     *(
         {"module": "x", "class_name": "DistributionLambda", "registered_name": name, "config": _UNPICKLING}

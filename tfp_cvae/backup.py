@@ -128,7 +128,8 @@ class Backup(keras.callbacks.Callback):
         else:
             self._check_same(state)
             self._restore_weights()
-            for name, value in state.get("changed", {}).items():
+            begun = {name: value for name, value in state["settings"].items() if name in self.model.set_by_callbacks}
+            for name, value in {**begun, **state.get("changed", {})}.items():
                 setattr(self.model, name, value)
             self._first, self._restored = state["first"], state["callbacks"]
             self._settings_at_first = {**self._settings(), **state["settings"]}
@@ -207,8 +208,8 @@ class Backup(keras.callbacks.Callback):
         begun = {**older, **state["settings"]}
         for name, value in settings.items():
             before = begun.get(name)
-            # Where a callback changed it, the model may still have what it was changed to.
-            if name in changed and changed[name] == value:
+            # Where a callback changed it, the model may still have what it was changed to, also after the last backup.
+            if name in self.model.set_by_callbacks or (name in changed and changed[name] == value):
                 continue
             # In a text, 1 and 1.0 are not the same.
             if before != value and not (name == "compile" and before and json.loads(before) == json.loads(value)):

@@ -23,7 +23,7 @@ _VERSION = 3
 
 
 def folder() -> pathlib.Path:
-    """Where decoded images are kept: `tfp_cvae` in `XDG_CACHE_HOME`, by default `~/.cache`."""
+    """Where decoded images are kept: `tfp_cvae` in `XDG_CACHE_HOME`, by default `~/.cache`, or a temporary folder."""
     # Without HOME, and with a user that the system does not know, as in containers, `~` stays as it is.
     bases = (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache"), tempfile.gettempdir())
     return pathlib.Path(next(base for base in bases if os.path.isabs(base)), "tfp_cvae")

@@ -106,7 +106,7 @@ class TrainConfig:
     batch_size: int = 128
     """Images for each step."""
     learning_rate: float = 1e-3
-    """Of Adam, at the start."""
+    """Of Adam, at the start, or after the warm-up."""
     learning_rate_schedule: LearningRateSchedule = "cosine"
     """How the learning rate falls: along a cosine to 0 at the last epoch, or not at all."""
     learning_rate_warmup_epochs: int = 0

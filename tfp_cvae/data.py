@@ -7,7 +7,6 @@ import hashlib
 import numbers
 import typing
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
@@ -425,7 +424,7 @@ def make_dataset(
 
 def _checked_class_names(name: str, given: Any) -> tuple[str, ...]:
     # A set has another order in each process.
-    if isinstance(given, AbstractSet) or not hasattr(given, "__iter__"):
+    if isinstance(given, (set, frozenset)) or not hasattr(given, "__iter__"):
         raise TypeError(f"{name}: class_names: expected a list of them, one for each class, got {type(given).__name__}")
     # Of an array, as plain objects: the text of NumPy has another `repr`, and so another fingerprint.
     items = given.tolist() if isinstance(given, np.ndarray) else list(given)

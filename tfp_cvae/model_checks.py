@@ -35,6 +35,8 @@ class CheckedModel(keras.Model):
     takes_unlabelled = False
     reads_metrics = True
     _steps_at_a_time: int | None = None
+    # Names of settings that were last changed during a `fit`.
+    set_by_callbacks: frozenset[str] = frozenset()
     # Names of what is reported and is to rise.
     _bounds = frozenset({"elbo"})
 
@@ -105,6 +107,9 @@ class CheckedModel(keras.Model):
         """Sets what is part of the steps of `fit`, `evaluate` and `predict`: another value has them traced again."""
         if getattr(self, name, None) != value:
             setattr(self, name, value)
+            name = name.removeprefix("_")
+            in_fit = self._steps_at_a_time is not None
+            self.set_by_callbacks = self.set_by_callbacks | {name} if in_fit else self.set_by_callbacks - {name}
             for function in ("train_function", "test_function", "predict_function"):
                 if getattr(self, function, None) is not None:
                     setattr(self, function, self._made_again(function))

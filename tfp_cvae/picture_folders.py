@@ -64,7 +64,7 @@ def load_pictures(path: pathlib.Path) -> Dataset:
         ) from error
     if not folders:
         raise ValueError(f"{one_line(path)}: expected a subfolder of pictures for each class, got no subfolder")
-    if all(folder.name.lower() in _SPLITS for folder in folders):
+    if len(folders) > 1 and all(folder.name.lower() in _SPLITS for folder in folders):
         raise ValueError(
             f"{one_line(path)}: expected a subfolder of pictures for each class, got subfolders for splits: "
             f"{', '.join(folder.name for folder in folders)}; put all pictures of a class into one subfolder, which is "
