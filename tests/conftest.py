@@ -1,5 +1,8 @@
+import base64
+import importlib
 import os
 import pathlib
+import pickle
 import signal
 
 import numpy as np
@@ -52,6 +55,27 @@ def no_autograph_warning(caplog):
     """Fails a test in which AutoGraph could not convert a function: it would run differently in a graph."""
     yield
     assert not [record for record in caplog.get_records("call") if "AutoGraph could not" in record.getMessage()]
+
+
+class _Import:
+    """A pickle of it imports a module."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+
+    def __reduce__(self) -> tuple:
+        return importlib.import_module, (self.module,)
+
+
+def unpickling(module: str) -> dict:
+    """Configuration of a layer that TensorFlow Probability registers, and that imports a module as it unpickles."""
+    return {
+        "function": "x",
+        "function_type": "raw",
+        "output_shape": None,
+        "output_shape_type": "raw",
+        "make_distribution_fn": base64.encodebytes(pickle.dumps(_Import(module))).decode("ascii"),
+    }
 
 
 def stripes(count: int = 240, num_classes: int = 3, size: int = 8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,6 @@
 """The worst that a `.keras` file, an `.npz` file or a JSON text can hold. `test_fuzz` draws the rest."""
 
-import base64
 import contextlib
-import importlib
 import io
 import json
 import pickle
@@ -18,7 +16,7 @@ import h5py
 import numpy as np
 import pytest
 import tf_keras as keras
-from conftest import perturb
+from conftest import perturb, unpickling
 
 from tfp_cvae import archive, model_files
 from tfp_cvae.build import build_cvae
@@ -129,19 +127,6 @@ def test_networks_of_users_are_loaded(tmp_path):
         objects[name] = found
 
 
-class Payload:
-    def __reduce__(self):
-        return importlib.import_module, ("archive_canary",)
-
-
-# A layer that TensorFlow Probability registers and that unpickles its function.
-UNPICKLING = {
-    "function": "x",
-    "function_type": "raw",
-    "output_shape": None,
-    "output_shape_type": "raw",
-    "make_distribution_fn": base64.encodebytes(pickle.dumps(Payload())).decode("ascii"),
-}
 EVIL = [
     {"module": "archive_canary", "class_name": "Dense", "config": {}, "registered_name": None},
     {"module": "archive_canary", "class_name": "Dense", "config": {}, "registered_name": "Dense"},
@@ -179,7 +164,12 @@ EVIL = [
     {"class_name": "Lambda", "config": {"function": ["", None, None]}},
     {"class_name": ["Dense"], "config": {}, "module": "keras.layers"},
     *(
-        {"module": "x", "class_name": "DistributionLambda", "registered_name": name, "config": UNPICKLING}
+        {
+            "module": "x",
+            "class_name": "DistributionLambda",
+            "registered_name": name,
+            "config": unpickling("archive_canary"),
+        }
         for name in ("DistributionLambda", "tfp_cvae>PixelBias", "IndependentNormal", None)
     ),
     {"module": "x", "class_name": "function", "registered_name": "function", "config": "DistributionLambda"},

@@ -3,11 +3,9 @@
 What is good it reads, and a clear error says what was expected. The inputs are drawn by Hypothesis: values, and real files that are spoilt. `--fuzz-inputs N` says how many in all.
 """
 
-import base64
 import collections
 import contextlib
 import copy
-import importlib
 import io
 import json
 import math
@@ -31,7 +29,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import tf_keras as keras
-from conftest import stripes
+from conftest import stripes, unpickling
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -779,22 +777,15 @@ def test_run_folders(fuzz, watch):
     fuzz("run folders", drawn, check)
 
 
-class _Payload:
-    def __reduce__(self):
-        return importlib.import_module, ("fuzz_canary",)
-
-
-_UNPICKLING = {
-    "function": "x",
-    "function_type": "raw",
-    "output_shape": None,
-    "output_shape_type": "raw",
-    "make_distribution_fn": base64.encodebytes(pickle.dumps(_Payload())).decode("ascii"),
-}
 # What a configuration could name to do harm.
 _EVIL = [
     *(
-        {"module": "x", "class_name": "DistributionLambda", "registered_name": name, "config": _UNPICKLING}
+        {
+            "module": "x",
+            "class_name": "DistributionLambda",
+            "registered_name": name,
+            "config": unpickling("fuzz_canary"),
+        }
         for name in ("DistributionLambda", "tfp_cvae>PixelBias")
     ),
     {"module": "fuzz_canary", "class_name": "Dense", "config": {"units": 3}, "registered_name": None},

@@ -324,9 +324,8 @@ class ImageGrid(keras.callbacks.Callback):
 
     Kept are the epochs 1, 2, 5, 10, 20, 50, ... and the newest one, in an `.npz` file with `epochs` `[e]` int64 and
     `images` `[e, rows, height, width, channels]` uint8, pixel probabilities times 255. A row is a class; of a model
-    without classes, one of eight latents. Of several workers, the chief writes. A file
-    that is there is replaced, and not added to, also by a new object with which a training goes on (`initial_epoch`);
-    unless `Backup` is used, which gives it the images of the epochs before.
+    without classes, one of eight latents. Of several workers, the chief writes. A file that is there is replaced, also
+    by a new object with which a training goes on (`initial_epoch`), unless `Backup` gives it the images of before.
 
     Args:
         path: File to write; its name ends in `.npz`.

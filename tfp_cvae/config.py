@@ -166,7 +166,8 @@ class TrainConfig:
         if self.learning_rate_warmup_epochs >= self.epochs:
             raise ValueError(
                 f"learning_rate_warmup_epochs: expected less than epochs, {self.epochs}, got "
-                f"{self.learning_rate_warmup_epochs}"
+                f"{self.learning_rate_warmup_epochs}; train longer (--epochs), or lower it "
+                "(--learning-rate-warmup-epochs)"
             )
         if self.kl_warmup_epochs > self.epochs:
             raise ValueError(f"kl_warmup_epochs: expected at most epochs, {self.epochs}, got {self.kl_warmup_epochs}")
