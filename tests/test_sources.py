@@ -21,7 +21,7 @@ from conftest import stripes
 from test_archive import limited
 
 from tfp_cvae import archive, cache, sources
-from tfp_cvae.config import path_of
+from tfp_cvae.dataset_names import path_of
 from tfp_cvae.on_disk import RowsOnDisk
 from tfp_cvae.sources import list_datasets, load_dataset
 

@@ -25,7 +25,7 @@ from tfp_cvae.losses import NegativeELBO, NegativeIWAE
 from tfp_cvae.model import CVAE
 from tfp_cvae.run import Run
 from tfp_cvae.sources import load_dataset, load_training_data
-from tfp_cvae.training import build_model, compile_model, default_output, held_out_batches, train
+from tfp_cvae.training import build_model, compile_model, held_out_batches, train
 
 FILES = [
     "config.json",
@@ -406,12 +406,6 @@ def test_a_mistake_leaves_no_folder(tmp_path, npz):
     with pytest.raises(ValueError, match="batch_size: expected at most 194, the number of training images, got 5000"):
         train(small(npz, batch_size=5000), tmp_path / "run", verbose=0)
     assert not (tmp_path / "run").exists()
-
-
-def test_default_output(tmp_path, npz):
-    assert str(default_output(TrainConfig())) == "runs/mnist5k"
-    assert str(default_output(TrainConfig(dataset="emnist/balanced"))) == "runs/emnist-balanced"
-    assert str(default_output(TrainConfig(dataset=str(npz)))) == "runs/stripes"
 
 
 def start(npz, output, *, resume=False, **options):

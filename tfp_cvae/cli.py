@@ -18,7 +18,8 @@ import tyro
 
 import tfp_cvae
 from tfp_cvae import archive, commands, recipes
-from tfp_cvae.config import TrainConfig, default_output
+from tfp_cvae.config import TrainConfig
+from tfp_cvae.dataset_names import default_output
 from tfp_cvae.run import Run
 from tfp_cvae.run_folder import has_config
 
@@ -103,7 +104,7 @@ def _parse(words: list[str]) -> Any:
     try:
         known = first.parse_known_args(words)[0]
         config = recipes.recipe(known.recipe or "default")
-        output = known.output or default_output(dataclasses.replace(config, dataset=known.dataset or config.dataset))
+        output = known.output or default_output(known.dataset or config.dataset)
         if known.resume and not known.recipe and has_config(output):
             config = Run.load(output).config
     except argparse.ArgumentError:

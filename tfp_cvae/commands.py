@@ -17,7 +17,8 @@ import numpy as np
 import tyro
 
 from tfp_cvae import checks, manifest, recipes
-from tfp_cvae.config import QUICK_EVALUATION, EvaluationConfig, TrainConfig, check_is_there, default_output
+from tfp_cvae.config import QUICK_EVALUATION, EvaluationConfig, TrainConfig
+from tfp_cvae.dataset_names import check_is_there, default_output
 from tfp_cvae.run import Run, run_to_resume
 
 
@@ -38,7 +39,7 @@ class Train:
 
     def run(self) -> None:
         """Runs the command."""
-        output = self.output or default_output(self.config)
+        output = self.output or default_output(self.config.dataset)
         # The folder of several workers is that of their chief, which may have begun to write.
         if not os.environ.get("TF_CONFIG"):
             begun = run_to_resume(output, self.config, overwrite=self.overwrite, resume=self.resume)

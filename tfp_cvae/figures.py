@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tfp_cvae import manifest, pictures, plotting, recognition
-from tfp_cvae.config import path_of
 from tfp_cvae.data import Dataset
+from tfp_cvae.dataset_names import path_of
 from tfp_cvae.model import CVAE
 from tfp_cvae.run import FIGURES, Run
 

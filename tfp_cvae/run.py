@@ -14,7 +14,8 @@ import numpy as np
 
 from tfp_cvae import archive, atomic, checks, manifest
 from tfp_cvae.atomic import write_atomically
-from tfp_cvae.config import HELD_OUT_SEED, TrainConfig, path_of
+from tfp_cvae.config import HELD_OUT_SEED, TrainConfig
+from tfp_cvae.dataset_names import path_of
 from tfp_cvae.protocol import binarization_note, versions
 from tfp_cvae.run_folder import BACKUP, CONFIG, check_free, check_one_of, has_config, holds_run
 

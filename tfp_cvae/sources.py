@@ -16,8 +16,9 @@ import numpy as np
 
 from tfp_cvae import cache, checks
 from tfp_cvae.archive import array_names, load_arrays, map_arrays, one_line
-from tfp_cvae.config import EMBEDDED, TrainConfig, check_is_there, is_tfds_name, path_of
+from tfp_cvae.config import TrainConfig
 from tfp_cvae.data import Dataset, make_dataset
+from tfp_cvae.dataset_names import EMBEDDED, check_is_there, is_tfds_name, path_of
 from tfp_cvae.picture_folders import load_pictures
 from tfp_cvae.splits import UNLABELLED
 

@@ -25,8 +25,9 @@ from tfp_cvae.callbacks import (
     SwapEMAWeights,
 )
 from tfp_cvae.classification import label_posterior_accuracy
-from tfp_cvae.config import TrainConfig, default_output
+from tfp_cvae.config import TrainConfig
 from tfp_cvae.data import Dataset, Split
+from tfp_cvae.dataset_names import default_output
 from tfp_cvae.interruption import Interruption
 from tfp_cvae.layers import dtype_policy
 from tfp_cvae.lock import locked
@@ -65,7 +66,7 @@ def train(
 
     Args:
         config: Settings; None for the defaults.
-        output: Run folder to make; by default `default_output(config)`.
+        output: Run folder to make; by default `runs/` and the name of the data set.
         overwrite: Whether to delete the run that `output` may hold.
         resume: Whether to go on with the run that `output` may hold. A finished one is returned as it is.
         strategy: Strategy whose replicas train together; by default that of all workers in `TF_CONFIG`, or of one
@@ -85,7 +86,7 @@ def train(
     """
     config = config or TrainConfig()
     check_one_of(overwrite, resume)
-    path = pathlib.Path(output or default_output(config))
+    path = pathlib.Path(output or default_output(config.dataset))
     # Where a link leads now: it may lead elsewhere before the training has ended.
     real = os.path.realpath(path)
     path = path if real == os.path.abspath(path) else pathlib.Path(real)
