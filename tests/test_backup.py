@@ -1,5 +1,6 @@
 import itertools
 import json
+import shutil
 
 import crash
 import h5py
@@ -7,12 +8,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
+from conftest import stripes
 
 import tfp_cvae
 from tfp_cvae.backup import Backup
 from tfp_cvae.build import build_cvae, build_semi_supervised_cvae
 from tfp_cvae.callbacks import HistoryCSV, ImageGrid, KLWarmUp, SwapEMAWeights
+from tfp_cvae.data import make_dataset
+from tfp_cvae.flows import CouplingFlow
 from tfp_cvae.losses import ELBO, NegativeELBO, SemiSupervisedNegativeELBO
+from tfp_cvae.model import CVAE
 
 
 class InterruptionError(Exception):
@@ -53,6 +58,14 @@ class Counting(keras.callbacks.Callback):
         self.seen, self.total = state["seen"], state["total"]
 
 
+def small_cvae(network, prior):
+    """As small as it can be, as a test is long for the graphs that it makes: one layer, or block, and two couplings."""
+    if prior != "flow":
+        return build_cvae((8, 8, 1), 3, latent_size=4, network=network, width=8, depth=1, prior=prior)
+    cvae, one_hot = small_cvae(network, "standard"), keras.Input((3,), name="one_hot")
+    return CVAE(cvae.encoder, cvae.decoder, keras.Model(one_hot, CouplingFlow(4, depth=2, width=8)(one_hot)))
+
+
 class Notebook:
     """What a user has in a notebook, in a process of its own."""
 
@@ -60,7 +73,7 @@ class Notebook:
 
     def __init__(self, dataset, folder, network="mlp", prior="standard", **compiled):
         keras.utils.set_random_seed(1)
-        self.cvae = build_cvae((8, 8, 1), 3, latent_size=4, network=network, width=8, prior=prior)
+        self.cvae = small_cvae(network, prior)
         self.cvae.compile(
             keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=0.8),
             loss=NegativeELBO(kl_weight=0.5),
@@ -114,6 +127,12 @@ class Notebook:
         }
 
 
+@pytest.fixture(scope="module")
+def dataset():
+    """The same for all tests, as for the trainings that several of them look at."""
+    return make_dataset("stripes", ["left", "middle", "right"], stripes())
+
+
 @pytest.fixture
 def folders(tmp_path):
     def folder(name):
@@ -121,6 +140,13 @@ def folders(tmp_path):
         return tmp_path / name
 
     return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset, tmp_path_factory):
+    """A training that nothing interrupts, until it stops early: its folder, and what it has come to."""
+    one = Notebook(dataset, tmp_path_factory.mktemp("undisturbed"))
+    return one.folder, one.result(one.fit(40))
 
 
 @pytest.mark.parametrize(
@@ -155,65 +181,70 @@ def test_interrupted_fits_end_as_one_that_was_not(dataset, folders, network, pri
     assert crash.differences(expected, found) == []
 
 
+def scheduled(dataset, folder, every_seconds=0):
+    """A notebook in which a callback has two samples drawn from the second epoch on."""
+    found = Notebook(dataset, folder)
+    found.every_seconds = every_seconds
+
+    def schedule(epoch, logs):
+        if epoch == 1:
+            found.cvae.num_samples = 2
+
+    found.callbacks = [*found.callbacks[:-2], keras.callbacks.LambdaCallback(on_epoch_begin=schedule)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def scheduled_undisturbed(dataset, tmp_path_factory):
+    one = scheduled(dataset, tmp_path_factory.mktemp("scheduled"))
+    return one.result(one.fit(4))
+
+
 @pytest.mark.parametrize("every_seconds", [0, 1000])
 @pytest.mark.parametrize("again", [False, True])
-def test_a_schedule_of_a_setting_goes_on(dataset, folders, again, every_seconds):
+def test_a_schedule_of_a_setting_goes_on(dataset, folders, scheduled_undisturbed, again, every_seconds):
     """In another process, or with the same model, which still has what it was changed to, since the backup or before."""
-
-    def book(folder):
-        found = Notebook(dataset, folder)
-        found.every_seconds = every_seconds
-
-        def schedule(epoch, logs):
-            if epoch == 1:
-                found.cvae.num_samples = 2
-
-        found.callbacks = [*found.callbacks[:-2], keras.callbacks.LambdaCallback(on_epoch_begin=schedule)]
-        return found
-
-    one = book(folders("one"))
-    expected = one.result(one.fit(4))
-    other = book(folders("other"))
+    other = scheduled(dataset, folders("other"), every_seconds)
     with pytest.raises(InterruptionError):
         other.fit(4, (2, "on_train_batch_end"))
-    other = other if again else book(other.folder)
-    assert crash.differences(expected, other.result(other.fit(4))) == []
+    other = other if again else scheduled(dataset, other.folder, every_seconds)
+    assert crash.differences(scheduled_undisturbed, other.result(other.fit(4))) == []
     # It is still a training that began with one sample.
-    third = book(other.folder)
+    third = scheduled(dataset, other.folder, every_seconds)
     third.cvae.num_samples = 3
     with pytest.raises(ValueError, match=r"num_samples: expected 1 as of the training in .*, got 3"):
         third.fit(4)
 
 
 @pytest.mark.parametrize("every_seconds", [0, 1000])
-def test_a_cell_is_run_again_after_an_interruption(dataset, folders, every_seconds):
+def test_a_cell_is_run_again_after_an_interruption(dataset, folders, undisturbed, every_seconds):
     """In the same process, with the same model, callbacks and batches."""
-    one = Notebook(dataset, folders("one"))
-    expected = one.result(one.fit())
+    _, expected = undisturbed
     other = Notebook(dataset, folders("other"))
     other.every_seconds = every_seconds
     for interrupt in [(1, "on_test_batch_end"), (3, "on_train_batch_end")]:
         with pytest.raises(InterruptionError):
-            other.fit(interrupt=interrupt)
-    found = other.result(other.fit())
+            other.fit(40, interrupt)
+    found = other.result(other.fit(40))
     assert other.backup.finished
     assert crash.differences(expected, found) == []
 
 
-def test_a_training_that_has_ended_is_not_trained_again(dataset, folders):
+def test_a_training_that_has_ended_is_not_trained_again(dataset, folders, tmp_path, undisturbed):
     """After early stopping, and after the last epoch, with the weights that were restored or averaged in the end."""
-    for epochs in (40, 3):
-        one = Notebook(dataset, folders(f"{epochs}"))
-        expected = one.result(one.fit(epochs))
+    folder, expected = undisturbed
+    three = Notebook(dataset, folders("3"))
+    ended = {40: (shutil.copytree(folder, tmp_path / "40"), expected), 3: (three.folder, three.result(three.fit(3)))}
+    for epochs, (folder, expected) in ended.items():
         assert (len(expected["epochs"]) < epochs) == (epochs == 40)
-        again = Notebook(dataset, one.folder)
+        again = Notebook(dataset, folder)
         found = again.result(again.fit(epochs))
         assert again.backup.finished
         assert crash.differences(expected, found) == []
     with pytest.raises(
         ValueError, match=r"epochs: expected 3, after which the training in .* has come to its end, got 4"
     ):
-        Notebook(dataset, one.folder).fit(4)
+        Notebook(dataset, three.folder).fit(4)
 
 
 def test_data_that_begin_with_another_epoch(dataset, folders):
@@ -230,12 +261,7 @@ def test_data_that_begin_with_another_epoch(dataset, folders):
     assert crash.differences(*results) == []
 
 
-@pytest.mark.parametrize(
-    ("every_seconds", "expected"),
-    # The clock goes on by 10 at each look, and a backup looks twice: by default the next one is 3 * 10 later here.
-    [(0, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), (35, [0, 4, 8, 9]), (1000, [0, 9]), (None, [0, 3, 6, 9])],
-)
-def test_a_backup_every_so_often(dataset, folders, monkeypatch, every_seconds, expected):
+def test_a_backup_every_so_often(dataset, folders, monkeypatch):
     # By default a hundredth of the time at most, which this test cannot wait for.
     assert tfp_cvae.backup._TIMES_AS_LONG == 100
     clock = itertools.count(step=10)
@@ -251,11 +277,15 @@ def test_a_backup_every_so_often(dataset, folders, monkeypatch, every_seconds, e
     monkeypatch.setattr(Backup, "_write", watched)
     cvae = build_cvae((8, 8, 1), 3, latent_size=2, width=8)
     cvae.compile("adam", loss=NegativeELBO())
-    backup = Backup(folders("b"), every_seconds=every_seconds)
-    cvae.fit(dataset.validation.batches(11), epochs=9, callbacks=[backup], verbose=0)
-    assert written == expected
-    assert [path.name for path in backup.folder.iterdir()] == ["9"]
-    assert (backup.epoch, backup.finished) == (9, True)
+    # The clock goes on by 10 at each look, and a backup looks twice: by default the next one is 3 * 10 later here.
+    every = {0: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9], 35: [0, 4, 8, 9], 1000: [0, 9], None: [0, 3, 6, 9]}
+    for every_seconds, expected in every.items():
+        written.clear()
+        backup = Backup(folders(f"{every_seconds}"), every_seconds=every_seconds)
+        cvae.fit(dataset.validation.batches(11), epochs=9, callbacks=[backup], verbose=0)
+        assert written == expected
+        assert [path.name for path in backup.folder.iterdir()] == ["9"]
+        assert (backup.epoch, backup.finished) == (9, True)
     backup.delete()
     assert (backup.initial_epoch, list(backup.folder.iterdir())) == (0, [])
     cvae.fit(dataset.validation.batches(11), epochs=1, callbacks=[backup], verbose=0)
@@ -273,15 +303,25 @@ def fit(
     epochs=2,
     others=(),
     initial_epoch=0,
+    moment="on_train_batch_end",
     **batches,
 ):
     """A training that is interrupted in its second epoch, or one that goes on with another such."""
     cvae = build_cvae((8, 8, 1), 3, latent_size=2, width=8, num_samples=num_samples, seed=seed)
     cvae.compile(optimizer, loss=loss or NegativeELBO())
     batches = dataset.train.batches(**{"batch_size": 72, **batches})
-    callbacks = [*others, Backup(folder, batches, every_seconds=0), Interrupt(1, "on_train_batch_end")]
+    callbacks = [*others, Backup(folder, batches, every_seconds=0), Interrupt(1, moment)]
     with pytest.raises(InterruptionError):
         cvae.fit(batches, epochs=epochs, initial_epoch=initial_epoch, callbacks=callbacks, verbose=0)
+
+
+@pytest.fixture(scope="module")
+def begun(dataset, tmp_path_factory):
+    """Backup of a training that has gone on with itself, which the tests copy."""
+    folder = tmp_path_factory.mktemp("begun")
+    fit(dataset, folder)
+    fit(dataset, folder, initial_epoch=1)
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -298,14 +338,27 @@ def fit(
         ({"others": [Counting()]}, "callbacks: expected .* got .*Counting"),
     ],
 )
-def test_backup_of_another_training(dataset, tmp_path, change, message):
-    fit(dataset, tmp_path)
-    fit(dataset, tmp_path, initial_epoch=1)
+def test_backup_of_another_training(dataset, begun, tmp_path, change, message):
+    folder = shutil.copytree(begun, tmp_path / "backup")
     with pytest.raises(ValueError, match=message):
-        fit(dataset, tmp_path, **{"initial_epoch": 1, **change})
+        fit(dataset, folder, **{"initial_epoch": 1, **change})
 
 
 AS_BEGUN = [KLWarmUp(3), keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate)]
+
+
+def averaging():
+    return keras.optimizers.Adam(use_ema=True)
+
+
+@pytest.fixture(scope="module")
+def begun_with_callbacks(dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("begun_with_callbacks")
+    fit(dataset, folder, optimizer=averaging(), others=AS_BEGUN)
+    # What only looks on may come and go.
+    looks = [keras.callbacks.LambdaCallback(), keras.callbacks.TensorBoard(tmp_path_factory.mktemp("tensorboard"))]
+    fit(dataset, folder, optimizer=averaging(), initial_epoch=1, others=[*AS_BEGUN, *looks])
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -317,22 +370,16 @@ AS_BEGUN = [KLWarmUp(3), keras.callbacks.LearningRateScheduler(lambda epoch, rat
         ([SwapEMAWeights(), *AS_BEGUN], r"got \['SwapEMAWeights', 'KLWarmUp"),
     ],
 )
-def test_backup_of_a_training_with_other_callbacks(dataset, tmp_path, others, message):
-    def optimizer():
-        return keras.optimizers.Adam(use_ema=True)
-
-    fit(dataset, tmp_path, optimizer=optimizer(), others=AS_BEGUN)
-    # What only looks on may come and go.
-    looks = [keras.callbacks.LambdaCallback(), keras.callbacks.TensorBoard(tmp_path / "tensorboard")]
-    fit(dataset, tmp_path, optimizer=optimizer(), initial_epoch=1, others=[*AS_BEGUN, *looks])
+def test_backup_of_a_training_with_other_callbacks(dataset, begun_with_callbacks, tmp_path, others, message):
+    folder = shutil.copytree(begun_with_callbacks, tmp_path / "backup")
     with pytest.raises(ValueError, match=f"training_callbacks: .*{message}"):
-        fit(dataset, tmp_path, optimizer=optimizer(), initial_epoch=1, others=others)
-    # Of an older backup it is not known.
-    path = tmp_path / "1" / "state.json"
+        fit(dataset, folder, optimizer=averaging(), initial_epoch=1, others=others)
+    # Of an older backup it is not known. It has gone on with it before the first step, which would have to be traced.
+    path = folder / "1" / "state.json"
     state = json.loads(path.read_text())
     del state["settings"]["training_callbacks"]
     path.write_text(json.dumps(state))
-    fit(dataset, tmp_path, optimizer=optimizer(), initial_epoch=1, others=others)
+    fit(dataset, folder, optimizer=averaging(), initial_epoch=1, others=others, moment="on_train_batch_begin")
 
 
 def test_backup_of_another_deformation(dataset, tmp_path):
@@ -393,30 +440,38 @@ def fitted(dataset, folder, **settings):
     )
 
 
+@pytest.fixture(scope="module")
+def ended(dataset, tmp_path_factory):
+    """Backup of a training that has come to its end, which the tests copy."""
+    folder = tmp_path_factory.mktemp("ended")
+    fitted(dataset, folder)
+    return folder
+
+
 @pytest.mark.parametrize("settings", [{"width": 9}, {"depth": 1}, {"prior": "label"}])
-def test_backup_of_another_model(dataset, tmp_path, settings):
-    fitted(dataset, tmp_path)
+def test_backup_of_another_model(dataset, ended, tmp_path, settings):
+    folder = shutil.copytree(ended, tmp_path / "backup")
     with pytest.raises(ValueError, match="expected a backup of this model and optimizer, got another one"):
-        fitted(dataset, tmp_path, **settings)
+        fitted(dataset, folder, **settings)
 
 
-def test_backup_is_damaged(dataset, tmp_path):
-    fitted(dataset, tmp_path)
-    (tmp_path / "2/state.json").write_text("{")
+def test_backup_is_damaged(ended, tmp_path):
+    folder = shutil.copytree(ended, tmp_path / "backup")
+    (folder / "2/state.json").write_text("{")
     with pytest.raises(
-        ValueError, match=f"{tmp_path}/2: expected a whole backup, got an unreadable one .* delete that folder"
+        ValueError, match=f"{folder}/2: expected a whole backup, got an unreadable one .* delete that folder"
     ):
-        Backup(tmp_path)
+        Backup(folder)
 
 
-def test_weights_of_a_backup_are_damaged(dataset, tmp_path):
-    fitted(dataset, tmp_path)
-    (data,) = (tmp_path / "2").glob("*.data-*")
+def test_weights_of_a_backup_are_damaged(dataset, ended, tmp_path):
+    folder = shutil.copytree(ended, tmp_path / "backup")
+    (data,) = (folder / "2").glob("*.data-*")
     data.write_bytes(data.read_bytes()[:100])
     cvae = build_cvae((8, 8, 1), 3, latent_size=2, width=8)
     cvae.compile("adam", loss=NegativeELBO())
     with pytest.raises(ValueError, match="expected a backup of this model and optimizer"):
-        cvae.fit(dataset.validation.batches(11), epochs=2, initial_epoch=2, callbacks=[Backup(tmp_path)], verbose=0)
+        cvae.fit(dataset.validation.batches(11), epochs=2, initial_epoch=2, callbacks=[Backup(folder)], verbose=0)
 
 
 def test_batches_that_do_not_count_epochs(dataset, tmp_path):
