@@ -21,6 +21,8 @@ from tfp_cvae.config import TrainConfig
 from tfp_cvae.export import export_run
 from tfp_cvae.run import Run
 
+# The process that has imported TensorFlow.
+IMPORTED_BY = os.getpid()
 # What the seconds of an epoch decide.
 TIMINGS = ("seconds", "images_per_second")
 
@@ -74,6 +76,8 @@ class Shim:
 
 def run(settings, folder, target=None, seed=0):
     """Trains or resumes and exports; writes the number of moments to `folder/moments`."""
+    # Or else each process would import TensorFlow anew.
+    assert os.getppid() == IMPORTED_BY
     try:
         # From here on Ctrl-C has an exit status of its own.
         (folder / "started").touch()
