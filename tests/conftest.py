@@ -24,6 +24,25 @@ from tfp_cvae.model import CVAE  # noqa: E402
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+# Files of tests, the longest first: a worker that began one of them last would be waited for by those that are done.
+LONGEST = (
+    "test_crash",
+    "test_training",
+    "test_run",
+    "test_backup",
+    "test_semi_supervised",
+    "test_workers",
+    "test_readme",
+    "test_notebooks",
+    "test_docs",
+    "test_distribution",
+    "test_model",
+    "test_execution",
+    "test_export",
+    "test_callbacks",
+    "test_evaluation",
+    "test_sources",
+)
 
 
 def pytest_addoption(parser):
@@ -43,6 +62,8 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def pytest_collection_modifyitems(items):
+    # The others come after them, in their order.
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
     folder = pathlib.Path(os.environ.get("TFDS_DATA_DIR", pathlib.Path.home() / "tensorflow_datasets"))
     if not (folder / "mnist").is_dir():
         for item in items:
