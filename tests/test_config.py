@@ -47,9 +47,9 @@ def test_configuration_needs_no_tensorflow():
         ({"dataset": 3}, TypeError, "dataset: expected a str, got 3 of type int"),
         ({"conditional": "no"}, TypeError, "conditional: expected a bool, got 'no' of type str"),
         (
-            {"learning_rate_warmup_epochs": 2, "epochs": 2},
+            {"learning_rate_warmup_epochs": 3, "epochs": 2},
             ValueError,
-            "learning_rate_warmup_epochs: expected less than epochs, 2, got 2",
+            "learning_rate_warmup_epochs: expected at most epochs, 2, got 3",
         ),
         ({"kl_warmup_epochs": 3, "epochs": 2}, ValueError, "kl_warmup_epochs: expected at most epochs, 2, got 3"),
         ({"prior": "label", "conditional": False}, ValueError, "prior: expected standard for a model that is not"),

@@ -147,14 +147,11 @@ class TrainConfig:
                 "model: expected m1+m2 with the prior standard and without free_bits, as p(z1|z2,y) is learned and the "
                 "KL is not computed in parts; leave those at their defaults"
             )
-        if self.learning_rate_warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"learning_rate_warmup_epochs: expected less than epochs, {self.epochs}, got "
-                f"{self.learning_rate_warmup_epochs}; train longer (--epochs), or lower it "
-                "(--learning-rate-warmup-epochs)"
-            )
-        if self.kl_warmup_epochs > self.epochs:
-            raise ValueError(f"kl_warmup_epochs: expected at most epochs, {self.epochs}, got {self.kl_warmup_epochs}")
+        for name in ("kl_warmup_epochs", "learning_rate_warmup_epochs"):
+            if (value := getattr(self, name)) > self.epochs:
+                raise ValueError(
+                    f"{name}: expected at most epochs, {self.epochs}, got {value}; lower it or train longer"
+                )
         if self.prior != "standard" and not self.conditional:
             raise ValueError(f"prior: expected standard for a model that is not conditional, got {self.prior}")
         if self.prior == "flow" and self.free_bits:

@@ -23,7 +23,7 @@ class Recipe:
     reached: str
 
 
-_CONV = TrainConfig(network="conv", prior="flow", learning_rate=2e-3)
+_CONV = TrainConfig(network="conv", prior="flow", learning_rate=2e-3, learning_rate_warmup_epochs=1)
 _FEW_LABELS = TrainConfig(model="m2", width=300, latent_size=32, epochs=10, labelled_per_batch=8, deformation=1.0)
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(

@@ -327,7 +327,8 @@ def _learning_rate(
     if config.learning_rate_schedule == "constant":
         return schedules.PolynomialDecay(0.0, rising, end_learning_rate=highest) if rising else highest
     if rising:
-        return schedules.CosineDecay(0.0, steps - rising, warmup_target=highest, warmup_steps=rising)
+        # It takes no fall of 0 steps, as where the warm-up is all of the training.
+        return schedules.CosineDecay(0.0, max(1, steps - rising), warmup_target=highest, warmup_steps=rising)
     return schedules.CosineDecay(highest, steps)
 
 
