@@ -17,7 +17,14 @@ from tfp_cvae.build import build_cvae
 from tfp_cvae.data import make_dataset
 from tfp_cvae.flows import CouplingFlow
 from tfp_cvae.importance import importance_estimate
-from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag, PixelBias, SiLU, clear_bijector_cache
+from tfp_cvae.layers import (
+    IndependentBernoulli,
+    MultivariateNormalDiag,
+    OneHotCategorical,
+    PixelBias,
+    SiLU,
+    clear_bijector_cache,
+)
 
 
 def test_multivariate_normal_diag():
@@ -42,6 +49,21 @@ def test_independent_bernoulli(shape):
     image = (probability > 0.4).astype(np.float32)
     expected = np.log(np.where(image == 1, probability, 1 - probability)).sum(axis=(1, 2, 3))
     np.testing.assert_allclose(distribution.log_prob(image), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "event_shape", "error"),
+    [
+        (MultivariateNormalDiag, -1, ValueError),
+        (MultivariateNormalDiag, 2.5, TypeError),
+        (OneHotCategorical, 0, ValueError),
+        (IndependentBernoulli, (2, 0, 1), ValueError),
+        (IndependentBernoulli, (2, None, 1), TypeError),
+    ],
+)
+def test_an_event_has_a_size(layer, event_shape, error):
+    with pytest.raises(error, match="event_shape: expected an integer >= 1, got"):
+        layer(event_shape)
 
 
 def test_log_prob_of_grey_pixels_and_large_logits():

@@ -41,7 +41,7 @@ class Backup(keras.callbacks.Callback):
     that was never interrupted, on the same machine with the same versions. The callbacks whose memory is kept are
     `EarlyStopping`, `ModelCheckpoint` and `ReduceLROnPlateau` of Keras, those of this package, the `History` that `fit`
     returns, and your own if they are `callback_state.Stateful`. Not kept is the randomness of layers that draw by
-    themselves, such as `Dropout`.
+    themselves, such as `Dropout`; and the images are not compared.
 
     A training that has come to its end is not trained again: `fit` restores the model and the history.
 
@@ -203,7 +203,7 @@ class Backup(keras.callbacks.Callback):
         advice = "go on as it was begun, or begin again with another folder"
         settings, changed = self._settings(), state.get("changed", {})
         # Older backups do not name these.
-        unnamed = ("num_samples", "deformation", "training_callbacks")
+        unnamed = ("num_samples", "deformation", "training_callbacks", "steps")
         older = {"precision": ["float32"], **{name: settings[name] for name in unnamed}}
         begun = {**older, **state["settings"]}
         for name, value in settings.items():
@@ -232,6 +232,8 @@ class Backup(keras.callbacks.Callback):
             "deformation": getattr(self.model, "deformation", 0),
             "precision": model_checks.compute_dtypes(self.model),
             "batches": self._epochs.settings if self._epochs else None,
+            # All that is known of other data.
+            "steps": None if self._epochs else self.params["steps"],
             "callbacks": [type(callback).__name__ for callback in self._all_callbacks()],
             "training_callbacks": [
                 type(callback).__name__ + (f"({callback.epochs})" if hasattr(callback, "epochs") else "")

@@ -64,9 +64,14 @@ def kind(name: str, value: Any, expected: type) -> None:
 
 
 def array(name: str, value: Any) -> np.ndarray:
-    """Returns what NumPy makes an array of, else raises ValueError."""
+    """Returns what NumPy makes an array of, else raises ValueError, or TypeError for a tensor of a graph."""
     try:
         return np.asarray(value)
+    except NotImplementedError as error:
+        raise TypeError(
+            f"{name}: expected numbers, got a symbolic tensor; call this outside of tf.function, or in a graph the "
+            "distributions: posterior, prior and likelihood"
+        ) from error
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{name}: expected an array, or lists of the same length in lists, got none that NumPy takes: "

@@ -40,17 +40,17 @@ class CouplingFlow(SerializableDistributionLambda):
         the N(0, I) that it transforms, as its own has no closed form.
 
     Raises:
-        TypeError: If a `convert_to_tensor_fn` is given.
-        ValueError: If `event_shape` is less than 2, or an `activity_regularizer` is given.
+        TypeError: If a size is not an integer, or a `convert_to_tensor_fn` is given.
+        ValueError: If `event_shape` is less than 2, another size less than 1, or an `activity_regularizer` is given.
     """
 
     def __init__(self, event_shape: int, depth: int = 8, width: int = 128, **kwargs: Any) -> None:
+        event_shape = checks.integer("event_shape", event_shape, 1)
         if event_shape < 2:
             raise ValueError(f"event_shape: expected at least 2, as each half moves the other, got {event_shape}")
-        checks.integer("depth", depth, 1)
-        super().__init__(self._distribution, int(event_shape), **kwargs)
-        self.depth = depth
-        self.width = width
+        super().__init__(self._distribution, event_shape, **kwargs)
+        self.depth = checks.integer("depth", depth, 1)
+        self.width = checks.integer("width", width, 1)
 
     def build(self, input_shape: tf.TensorShape) -> None:
         read = self.event_shape // 2
@@ -171,19 +171,18 @@ def flow_prior(num_classes: int, latent_size: int) -> keras.Model:
     return keras.Model(one_hot, CouplingFlow(latent_size)(one_hot), name="prior")
 
 
-def stacked_prior(num_classes: int, latent_size: int, width: int = 128) -> keras.Model:
+def stacked_prior(num_classes: int, latent_size: int) -> keras.Model:
     """Prior p(z2) p(z1|z2,y) of M1+M2, with p(z2) = N(0, I): a flow with a single coupling, which starts as N(0, I).
 
     Args:
         num_classes: Number of classes.
         latent_size: Size of z1, and of z2.
-        width: Units of the two hidden layers from z2 and the label to mean and scale of z1.
 
     Returns:
         From `one_hot`, `[batch, num_classes]`, to a `CouplingFlow` layer over [z2, z1].
     """
     one_hot = keras.Input((num_classes,), name="one_hot")
-    return keras.Model(one_hot, CouplingFlow(2 * latent_size, depth=1, width=width)(one_hot), name="prior")
+    return keras.Model(one_hot, CouplingFlow(2 * latent_size, depth=1)(one_hot), name="prior")
 
 
 def _conditioner(read: int, num_classes: int, width: int, moved: int) -> keras.Model:

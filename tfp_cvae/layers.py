@@ -19,6 +19,8 @@ import tf_keras as keras
 from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import distributions as tfd
 
+from tfp_cvae import checks
+
 # softplus(_UNIT_SCALE) = 1: a network whose raw output is zero starts at unit scale.
 _UNIT_SCALE = math.log(math.expm1(1.0))
 
@@ -102,8 +104,9 @@ class MultivariateNormalDiag(SerializableDistributionLambda):
         `tfd.MultivariateNormalDiag` with batch shape `[batch]` and event shape `[d]`. As a tensor it is its mean.
 
     Raises:
-        TypeError: If a `convert_to_tensor_fn` is given.
-        ValueError: If there are not as many parameters, or an `activity_regularizer` is given.
+        TypeError: If `event_shape` is of another kind, or a `convert_to_tensor_fn` is given.
+        ValueError: If `event_shape` is less than 1, there are not as many parameters, or an `activity_regularizer` is
+            given.
     """
 
     def __init__(self, event_shape: int, **kwargs: Any) -> None:
@@ -112,7 +115,7 @@ class MultivariateNormalDiag(SerializableDistributionLambda):
             loc, raw = tf.split(params, 2, axis=-1)
             return tfd.MultivariateNormalDiag(loc=loc, scale_diag=tf.nn.softplus(raw + _UNIT_SCALE))
 
-        super().__init__(make_distribution, int(event_shape), **kwargs)
+        super().__init__(make_distribution, checks.integer("event_shape", event_shape, 1), **kwargs)
 
     @staticmethod
     def params_size(event_shape: int) -> int:
@@ -160,12 +163,13 @@ class IndependentBernoulli(SerializableDistributionLambda):
         tensor it is its mean: pixel probabilities in [0, 1].
 
     Raises:
-        TypeError: If a `convert_to_tensor_fn` is given.
-        ValueError: If there are not as many parameters, or an `activity_regularizer` is given.
+        TypeError: If `event_shape` is of another kind, or a `convert_to_tensor_fn` is given.
+        ValueError: If `event_shape` is less than 1, there are not as many parameters, or an `activity_regularizer` is
+            given.
     """
 
     def __init__(self, event_shape: Sequence[int], **kwargs: Any) -> None:
-        shape = tuple(int(size) for size in event_shape)
+        shape = tuple(checks.integer("event_shape", size, 1) for size in event_shape)
 
         def make_distribution(params: tf.Tensor) -> tfd.Distribution:
             self._check_size(params.shape[1:].num_elements())
@@ -196,8 +200,9 @@ class OneHotCategorical(SerializableDistributionLambda):
         the probabilities.
 
     Raises:
-        TypeError: If a `convert_to_tensor_fn` is given.
-        ValueError: If there are not as many parameters, or an `activity_regularizer` is given.
+        TypeError: If `event_shape` is of another kind, or a `convert_to_tensor_fn` is given.
+        ValueError: If `event_shape` is less than 1, there are not as many parameters, or an `activity_regularizer` is
+            given.
     """
 
     def __init__(self, event_shape: int, **kwargs: Any) -> None:
@@ -205,7 +210,7 @@ class OneHotCategorical(SerializableDistributionLambda):
             self._check_size(params.shape[-1])
             return tfd.OneHotCategorical(logits=params, dtype=params.dtype)
 
-        super().__init__(make_distribution, int(event_shape), **kwargs)
+        super().__init__(make_distribution, checks.integer("event_shape", event_shape, 1), **kwargs)
 
     @staticmethod
     def params_size(event_shape: int) -> int:

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -344,7 +344,8 @@ class CheckedModel(keras.Model):
                 if self.num_classes
                 else "image alone, as num_classes is 0, so fit(image, image) or batches(..., conditional=False)"
             )
-            raise ValueError(f"inputs: expected {expected}, got {1 + len(rest)} arrays in the place of the inputs")
+            got = "a dict" if isinstance(inputs, Mapping) else f"{1 + len(rest)} arrays"
+            raise ValueError(f"inputs: expected {expected}, got {got} in the place of the inputs")
         checked = []
         for (name, shape), given in zip(self._input_shapes(), (image, *rest), strict=True):
             tensor = tf.cast(given, tf.float32)

@@ -104,7 +104,7 @@ def conv(image_shape: tuple[int, ...], num_classes: int, latent_size: int, width
     return Networks(encoder, _decoder(latent, one_hot, tensor, image_shape))
 
 
-def stacked(m1: Networks, num_classes: int, width: int = 128) -> Networks:
+def stacked(m1: Networks, num_classes: int) -> Networks:
     """M1+M2: the networks of a plain VAE, and over its latent z1 the encoder of another, which has the label.
 
         z = [z2, z1],  q(z|x,y) = q(z1|x) q(z2|m(x),y),  p(x|z) = p(x|z1)
@@ -118,7 +118,6 @@ def stacked(m1: Networks, num_classes: int, width: int = 128) -> Networks:
     Args:
         m1: Encoder and decoder without label.
         num_classes: Number of classes, >= 1.
-        width: Units of the two hidden layers between z1 and z2.
 
     Returns:
         Encoder and decoder of z.
@@ -128,7 +127,7 @@ def stacked(m1: Networks, num_classes: int, width: int = 128) -> Networks:
     # The last two layers of an encoder make parameters of the hidden units, and a distribution of those.
     hidden = m1.encoder.layers[-2].input
     mean, raw_scale = _head(latent_size)(hidden), _head(latent_size)(hidden)
-    hidden = _hidden_layers(mean, one_hot, width, depth=2)
+    hidden = _hidden_layers(mean, one_hot, width=128, depth=2)
     upper_mean, upper_raw_scale = _head(latent_size)(hidden), _head(latent_size)(hidden)
     params = keras.layers.Concatenate(dtype="float32")([upper_mean, mean, upper_raw_scale, raw_scale])
     encoder = keras.Model([image, one_hot], MultivariateNormalDiag(2 * latent_size)(params), name="encoder")

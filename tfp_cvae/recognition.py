@@ -132,7 +132,7 @@ def generated(
     return distribution.gathered(np.concatenate([np.zeros([0, *cvae.image_shape], np.float32), *parts]), strategy)
 
 
-def nearest(images: np.ndarray, train: Split, count: int = 5) -> tuple[np.ndarray, np.ndarray]:
+def nearest(images: np.ndarray, train: Split, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Nearest training images, by the Euclidean distance of grey pixels.
 
     Args:
