@@ -37,11 +37,30 @@ assert observed  # A fixture of the tests of the objectives, used here too.
 
 TINY = EvaluationConfig(num_importance_samples=120, generated_per_class=3, classifier_epochs=1)
 NONE = np.zeros(3, np.float32)
+# K, and whether M2 stands on M1. Where the samples do not matter, K=3 is not taken without M1.
+PLAIN, SAMPLES, STACKED = (
+    pytest.param((1, False), id="K=1"),
+    pytest.param((3, False), id="K=3"),
+    pytest.param((3, True), id="M1+M2"),
+)
 
 
-@pytest.fixture(params=[(1, False), (3, False), (3, True)], ids=["K=1", "K=3", "M1+M2"])
+@pytest.fixture(params=[PLAIN, SAMPLES, STACKED])
 def m2(request):
-    num_samples, stacked = request.param
+    return new_m2(*request.param)
+
+
+@pytest.fixture(scope="module", params=[PLAIN, SAMPLES, STACKED])
+def shared(request):
+    """One for all tests that only call it, and do not fit, compile or set anything of it."""
+    model = new_m2(*request.param)
+    weights = model.get_weights()
+    yield model
+    for before, after in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def new_m2(num_samples, stacked):
     keras.utils.set_random_seed(0)
     model = build_semi_supervised_cvae(
         (8, 8, 1),
@@ -103,7 +122,7 @@ def stacked_log_weights(m2, image, one_hot):
     return log_likelihood + log_prior.sum(axis=-1) - log_posterior
 
 
-@pytest.mark.parametrize("m2", [(1, False)], indirect=True)
+@pytest.mark.parametrize("m2", [PLAIN], indirect=True)
 def test_layers_that_move_images_in_training_rest_else(m2, batch):
     """In the networks of one's own that read images, with a loss that one of them has for itself, too."""
     image, one_hot = (part[:6] for part in batch)
@@ -128,11 +147,11 @@ def test_layers_that_move_images_in_training_rest_else(m2, batch):
     assert model.fit((image, one_hot), image, verbose=0).history["loss"][0] > 1000
 
 
-@pytest.mark.parametrize("m2", [(3, True)], indirect=True)
-def test_m2_stands_on_the_latent_of_m1(m2, batch):
+@pytest.mark.parametrize("shared", [STACKED], indirect=True)
+def test_m2_stands_on_the_latent_of_m1(shared, batch):
     image, label = batch[0][:6], np.arange(6) % 3
     one_hot, other = np.eye(3, dtype=np.float32)[label], np.eye(3, dtype=np.float32)[(label + 1) % 3]
-    posterior, of_other = m2.posterior(image, one_hot), m2.posterior(image, other)
+    posterior, of_other = shared.posterior(image, one_hot), shared.posterior(image, other)
     for first, second in ((posterior.mean(), of_other.mean()), (posterior.stddev(), of_other.stddev())):
         difference = np.abs(first - second).max(axis=0)
         assert np.all(difference[:4] > 1e-3)
@@ -141,8 +160,8 @@ def test_m2_stands_on_the_latent_of_m1(m2, batch):
     latent = np.random.default_rng(0).standard_normal((6, 8)).astype(np.float32)
     changed = latent.copy()
     changed[:, :4] += 1
-    np.testing.assert_array_equal(m2.decode(latent, label), m2.decode(changed, (label + 1) % 3))
-    first, second = m2.generate(label, seed=0), m2.generate((label + 1) % 3, seed=0)
+    np.testing.assert_array_equal(shared.decode(latent, label), shared.decode(changed, (label + 1) % 3))
+    first, second = shared.generate(label, seed=0), shared.generate((label + 1) % 3, seed=0)
     assert np.abs(first - second).max() > 1e-3
 
 
@@ -254,23 +273,23 @@ def test_stacked_takes_no_other_prior():
         build_semi_supervised_cvae((8, 8, 1), 3, stacked="yes")
 
 
-def test_without_labels_the_loss_is_a_sum_over_labels(m2, batch):
+def test_without_labels_the_loss_is_a_sum_over_labels(shared, batch):
     image = batch[0][:50]
-    log_q = log_label_posterior(m2, image)
+    log_q = log_label_posterior(shared, image)
     # -U(x) = sum_y q(y|x) (-L(x,y)) + H(q(y|x)), with p(y) = 1/3 in L(x,y)
-    bound = np.sum(np.exp(log_q) * (elbo_given_each_label(m2, image) - np.log(3) - log_q), axis=1)
+    bound = np.sum(np.exp(log_q) * (elbo_given_each_label(shared, image) - np.log(3) - log_q), axis=1)
     loss = SemiSupervisedNegativeELBO(classification_weight=7.0)
-    result = m2((image, np.tile(NONE, (50, 1))))
+    result = shared((image, np.tile(NONE, (50, 1))))
     np.testing.assert_allclose(loss.call(image, result), -bound, rtol=1e-5)
     np.testing.assert_allclose(objectives.elbo(image, result), bound, rtol=1e-5)
 
 
-def test_with_all_labels_the_loss_is_that_of_the_cvae_and_the_classification_term(m2, batch):
+def test_with_all_labels_the_loss_is_that_of_the_cvae_and_the_classification_term(shared, batch):
     image, one_hot = batch[0][:50], batch[1][:50]
-    classification = -np.sum(one_hot * log_label_posterior(m2, image), axis=1)
+    classification = -np.sum(one_hot * log_label_posterior(shared, image), axis=1)
     assert classification.max() > 1
-    expected = NegativeELBO().call(image, plain(m2)((image, one_hot))) + np.log(3) + 7 * classification
-    loss = SemiSupervisedNegativeELBO(classification_weight=7.0).call(image, m2((image, one_hot)))
+    expected = NegativeELBO().call(image, plain(shared)((image, one_hot))) + np.log(3) + 7 * classification
+    loss = SemiSupervisedNegativeELBO(classification_weight=7.0).call(image, shared((image, one_hot)))
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
@@ -288,11 +307,11 @@ def test_a_mixed_batch_has_the_loss_of_its_rows(m2, batch, options):
     assert measured["loss"] == pytest.approx(mixed.mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize("m2", [(1, False), (3, False)], indirect=True)
-def test_free_bits_count_the_label_as_a_dimension(m2, batch):
+@pytest.mark.parametrize("shared", [PLAIN, SAMPLES], indirect=True)
+def test_free_bits_count_the_label_as_a_dimension(shared, batch):
     image, one_hot = batch[0][:24], batch[1][:24].copy()
     one_hot[::3] = 0
-    result = m2((image, one_hot))
+    result = shared((image, one_hot))
     per_dimension = objectives.rate_per_dimension(result).numpy()
     assert per_dimension.shape == (24, 5)
     np.testing.assert_allclose(per_dimension.sum(axis=1), objectives.rate(result), rtol=1e-5)
@@ -301,12 +320,12 @@ def test_free_bits_count_the_label_as_a_dimension(m2, batch):
     np.testing.assert_allclose(SemiSupervisedNegativeELBO(1.0, free_bits=0.5).call(image, result), expected, rtol=1e-5)
 
 
-def test_predict_is_the_mean_over_the_labels_at_the_posterior_mean(m2, batch):
+def test_predict_is_the_mean_over_the_labels_at_the_posterior_mean(shared, batch):
     image, one_hot = batch[0][:6], batch[1][:6].copy()
     one_hot[::2] = 0
-    weights = np.where(one_hot.any(axis=1, keepdims=True), one_hot, m2.classify_fast(image))
-    expected = sum(weights[:, [label], None, None] * m2.reconstruct(image, label) for label in range(3))
-    np.testing.assert_allclose(m2.predict((image, one_hot), verbose=0), expected, atol=1e-5)
+    weights = np.where(one_hot.any(axis=1, keepdims=True), one_hot, shared.classify_fast(image))
+    expected = sum(weights[:, [label], None, None] * shared.reconstruct(image, label) for label in range(3))
+    np.testing.assert_allclose(shared.predict((image, one_hot), verbose=0), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_samples", [1, 3])
@@ -359,15 +378,15 @@ def test_at_first_only_labels_teach_the_classifier(m2, batch):
         np.testing.assert_allclose(found, label + share * bound, rtol=1e-4, atol=1e-4)
 
 
-def test_images_without_label_have_no_part_in_the_classification_term(m2, batch):
+def test_images_without_label_have_no_part_in_the_classification_term(shared, batch):
     image, one_hot = batch[0][:24], batch[1][:24].copy()
     one_hot[::3] = 0
     rows = one_hot.any(axis=1)
     gradients = []
     for inputs in ((image, one_hot), (image[rows], one_hot[rows])):
         with tf.GradientTape() as tape:
-            value = tf.reduce_sum(objectives.label_surprise(m2(inputs)))
-        gradients.append(tape.gradient(value, m2.classifier.trainable_variables))
+            value = tf.reduce_sum(objectives.label_surprise(shared(inputs)))
+        gradients.append(tape.gradient(value, shared.classifier.trainable_variables))
     for found, expected in zip(*gradients, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -384,12 +403,14 @@ def test_label_warm_up_takes_epochs(epochs, error):
         LabelWarmUp(epochs)
 
 
+@pytest.mark.parametrize("m2", [PLAIN], indirect=True)
 def test_after_a_training_the_bound_teaches_again(m2, batch):
     m2.compile("sgd", loss=SemiSupervisedNegativeELBO())
     m2.fit(batch, batch[0], callbacks=[LabelWarmUp(5)], epochs=2, verbose=0)
     assert m2.loss.label_gradient.numpy() == 1
 
 
+@pytest.mark.parametrize("m2", [PLAIN], indirect=True)
 def test_label_warm_up_needs_its_loss(m2, batch):
     m2.compile("sgd", loss=NegativeELBO())
     with pytest.raises(TypeError, match="loss: expected SemiSupervisedNegativeELBO for LabelWarmUp, got"):
@@ -416,6 +437,8 @@ def test_images_are_deformed_in_training_alone(batch):
     np.testing.assert_array_equal(encoded[0].mean(), encoded[1].mean())
 
 
+# The noise of a deformation comes after that of the K samples.
+@pytest.mark.parametrize("m2", [STACKED], indirect=True)
 def test_a_deformation_that_is_changed_takes_effect(m2, batch):
     m2.compile(keras.optimizers.SGD(0.0), loss=SemiSupervisedNegativeELBO())
     losses = []
@@ -439,15 +462,18 @@ def test_it_is_saved_and_loaded(m2, batch, tmp_path):
         np.testing.assert_array_equal(loaded.generate([0, 1, 2]), m2.generate([0, 1, 2]))
 
 
-def test_predict_reconstructs_at_the_posterior_mean(m2, batch):
+def test_predict_reconstructs_at_the_posterior_mean(shared, batch):
     image, one_hot = batch[0][:20], batch[1][:20]
     label = np.argmax(one_hot, axis=1)
-    np.testing.assert_allclose(m2.predict((image, one_hot), verbose=0), m2.reconstruct(image, label), atol=1e-6)
-    mixture = sum(m2.classify_fast(image)[:, k, None, None, None] * m2.reconstruct(image, k).numpy() for k in range(3))
-    np.testing.assert_allclose(m2.predict((image, 0 * one_hot), verbose=0), mixture, atol=1e-6)
+    np.testing.assert_allclose(shared.predict((image, one_hot), verbose=0), shared.reconstruct(image, label), atol=1e-6)
+    mixture = sum(
+        shared.classify_fast(image)[:, k, None, None, None] * shared.reconstruct(image, k).numpy() for k in range(3)
+    )
+    np.testing.assert_allclose(shared.predict((image, 0 * one_hot), verbose=0), mixture, atol=1e-6)
 
 
 @pytest.mark.parametrize("row", [[0.5, 0.5, 0], [1, 1, 0], [0.5, 0, 0]])
+@pytest.mark.parametrize("m2", [PLAIN], indirect=True)
 def test_labels_are_given_or_not(m2, batch, row):
     m2.compile("adam", loss=SemiSupervisedNegativeELBO())
     one_hot = np.tile(np.float32(row), (8, 1))
@@ -457,6 +483,7 @@ def test_labels_are_given_or_not(m2, batch, row):
         m2.fit((batch[0][:8], one_hot), batch[0][:8], verbose=0)
 
 
+@pytest.mark.parametrize("m2", [PLAIN], indirect=True)
 def test_a_mixture_in_a_dataset_is_refused_too(m2, batch):
     m2.compile("adam", loss=SemiSupervisedNegativeELBO())
     one_hot = np.tile(np.float32([0.5, 0.5, 0]), (8, 1))
@@ -467,6 +494,7 @@ def test_a_mixture_in_a_dataset_is_refused_too(m2, batch):
         m2.fit(mixed, verbose=0)
 
 
+@pytest.mark.parametrize("m2", [PLAIN, STACKED], indirect=True)
 def test_a_generator_of_integers_is_as_arrays(m2, batch):
     image, one_hot = batch[0][:16], batch[1][:16] * (np.arange(16) % 2)[:, np.newaxis]
     m2.compile("adam", loss=SemiSupervisedNegativeELBO(), metrics=[ELBO()])
@@ -478,16 +506,18 @@ def test_a_generator_of_integers_is_as_arrays(m2, batch):
     assert np.isfinite(m2.fit(iter(parts), verbose=0).history["loss"]).all()
 
 
-def test_no_image(m2):
-    assert m2.classify_fast(np.zeros([0, 8, 8, 1])).shape == (0, 3)
+@pytest.mark.parametrize("shared", [PLAIN], indirect=True)
+def test_no_image(shared):
+    assert shared.classify_fast(np.zeros([0, 8, 8, 1])).shape == (0, 3)
 
 
-def test_a_classifier_that_does_not_fit(m2):
+@pytest.mark.parametrize("shared", [PLAIN], indirect=True)
+def test_a_classifier_that_does_not_fit(shared):
     other = networks.convolutional_classifier((8, 8, 1), 4, 8)
     with pytest.raises(ValueError, match=r"classifier: expected images of \(8, 8, 1\) and 3 classes, .* and 4"):
-        SemiSupervisedCVAE(m2.encoder, m2.decoder, other)
+        SemiSupervisedCVAE(shared.encoder, shared.decoder, other)
     with pytest.raises(TypeError, match="classifier: expected an output of the layer OneHotCategorical, got Multi"):
-        SemiSupervisedCVAE(m2.encoder, m2.decoder, m2.encoder)
+        SemiSupervisedCVAE(shared.encoder, shared.decoder, shared.encoder)
 
 
 def trained(tmp_path, name, images, labels, **settings):
@@ -561,6 +591,7 @@ def test_the_cvae_refuses_images_without_label(cvae, dataset):
         cvae.fit((few.train.binarized(), few.train.one_hot()), few.train.binarized(), verbose=0)
 
 
+@pytest.mark.parametrize("m2", [PLAIN, STACKED], indirect=True)
 def test_it_is_served(m2, batch, tmp_path):
     version = export_saved_model(m2, tmp_path / "m2", num_importance_samples=20)
     served = tf.saved_model.load(str(version)).signatures
@@ -578,6 +609,7 @@ def test_it_is_served(m2, batch, tmp_path):
 
 
 @pytest.mark.usefixtures("quick_judge")
+@pytest.mark.parametrize("m2", [PLAIN, STACKED], indirect=True)
 def test_it_is_evaluated(m2, dataset):
     result = evaluate(m2, dataset, TINY)
     label = dataset.test.labels
