@@ -206,6 +206,7 @@ def test_evaluate_prints_and_keeps_the_numbers_and_draws_them(run_folder, capfd)
         assert str(run_folder / "figures" / f"{name}.png") in out
 
 
+@pytest.mark.usefixtures("quick_judge")
 def test_an_evaluation_on_another_data_set_says_so(run_folder, tmp_path, capsys):
     from conftest import stripes
 
@@ -360,6 +361,7 @@ def test_plot(run_folder, capsys):
     assert {"lower_bound.png", "generated_by_epoch.png", "classes.png", "styles.png"} <= names
 
 
+@pytest.mark.usefixtures("quick_judge")
 def test_plot_without_the_data_set(run_folder, capsys):
     short = EvaluationConfig(num_importance_samples=2, num_images=6, generated_per_class=2, classifier_epochs=1)
     run = Run.load(run_folder)
