@@ -678,6 +678,7 @@ def test_a_folder_stays_a_run_while_it_is_overwritten(folder, finished, monkeypa
     assert Run.load(folder) == run
 
 
+@pytest.mark.usefixtures("quick_judge")
 def test_no_figure_of_the_old_run_stays(folder, finished, monkeypatch):
     run, dataset = Run.load(folder), load_dataset(finished / "stripes.npz")
     evaluate_run(run, dataset, SHORT)
