@@ -392,6 +392,7 @@ def test_colour_images_convolutions_and_other_binarizations(binarization):
     assert result.elbo.mean == pytest.approx(bound.elbo.mean, rel=0.05)
 
 
+@pytest.mark.usefixtures("quick_judge")
 def test_each_setting_reaches_what_it_is_for(dataset, npz, tmp_path, monkeypatch):
     config = TrainConfig(dataset=str(npz), epochs=1, batch_size=32, width=8, binarization="threshold")
     run = train(config, tmp_path / "run", verbose=0)
@@ -405,7 +406,7 @@ def test_each_setting_reaches_what_it_is_for(dataset, npz, tmp_path, monkeypatch
         num_images=7,
         generated_per_class=2,
         num_classifier_images=11,
-        classifier_epochs=200,
+        classifier_epochs=5,
         label_margin=4.5,
         seed=6,
     )
@@ -418,7 +419,7 @@ def test_each_setting_reaches_what_it_is_for(dataset, npz, tmp_path, monkeypatch
     np.testing.assert_array_equal(label, dataset.test.labels[chosen])
     for (images, labels, num_classes), given in teach.call_args_list:
         assert (len(images), len(labels), num_classes) == (11, 11, cvae.num_classes)
-        assert (given["epochs"], given["seed"]) == (200, 6)
+        assert (given["epochs"], given["seed"]) == (5, 6)
     assert teach.call_count == 2
     assert (judge.call_args.kwargs["count"], judge.call_args.kwargs["seed"]) == (2, 6)
 
