@@ -401,12 +401,13 @@ def test_a_mixture_of_classes_is_a_label(cvae, batch):
 @pytest.mark.parametrize("method", ["fit", "evaluate", "predict"])
 def test_values_out_of_range_in_a_dataset_are_refused(cvae, method):
     cvae.compile("adam", loss=NegativeELBO(), jit_compile=True)
-    of_image = "image: expected values in .0, 1.; divide grey values by 255"
+    of_image = r"image: expected values in .0, 1.; divide grey values by 255\. Got"
     of_label = "one_hot: expected rows in .0, 1. that sum to 1; give one-hot rows"
     for case, x, message in (
         ("images of 2", (IMAGE + 2, ONE_HOT), of_image),
         ("grey images", (np.uint8(IMAGE + 255), ONE_HOT), of_image),
-        ("images of NaN", (IMAGE - np.nan, ONE_HOT), of_image),
+        ("images of NaN", (IMAGE - np.nan, ONE_HOT), r"image: expected values in .0, 1.\. Got"),
+        ("images of -1", (IMAGE - 1, ONE_HOT), r"image: expected values in .0, 1.\. Got"),
         ("labels of NaN", (IMAGE, ONE_HOT - np.nan), of_label),
         ("integer labels of 2", (IMAGE, np.int32(2 * ONE_HOT)), of_label),
     ):
@@ -558,6 +559,7 @@ def test_labels_in_the_place_of_the_image_are_refused(cvae, as_dataset):
         ((IMAGE - np.nan, ONE_HOT), r"image: expected values in \[0, 1\], got nan"),
         ((IMAGE[:, :4], ONE_HOT), r"image: expected shape \[n, 8, 8, 1\], got \[6, 4, 8, 1\]"),
         (IMAGE, r"inputs: expected \(image, one_hot\), so fit.* got 1 arrays"),
+        ({"image": IMAGE, "one_hot": ONE_HOT}, r"inputs: expected \(image, one_hot\), so fit.* got a dict"),
         (
             tf.data.Dataset.from_tensors(((IMAGE, ONE_HOT[:, :2]), IMAGE)),
             r"one_hot: expected shape \[batch, 3\], got \[6, 2\]",
@@ -612,6 +614,11 @@ def test_callbacks_of_keras_3_are_refused(refusing, method):
 def test_mistakes_in_generate(refusing, arguments, error, message):
     with pytest.raises(error, match=message):
         refusing.generate(**arguments)
+
+
+def test_labels_of_a_graph_are_no_numbers(refusing):
+    with pytest.raises(TypeError, match="seed: expected numbers, got a symbolic tensor; call this outside of"):
+        tf.function(lambda seed: refusing.generate(0, seed))(tf.constant([1, 2]))
 
 
 @pytest.mark.parametrize(
