@@ -62,6 +62,7 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def pytest_collection_modifyitems(items):
+    assert set(LONGEST) <= {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
     # The others come after them, in their order.
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
     folder = pathlib.Path(os.environ.get("TFDS_DATA_DIR", pathlib.Path.home() / "tensorflow_datasets"))
@@ -75,7 +76,9 @@ def pytest_collection_modifyitems(items):
 def no_autograph_warning(caplog):
     """Fails a test in which AutoGraph could not convert a function: it would run differently in a graph."""
     yield
-    assert not [record for record in caplog.get_records("call") if "AutoGraph could not" in record.getMessage()]
+    # Fixtures trace functions, too.
+    records = [*caplog.get_records("setup"), *caplog.get_records("call")]
+    assert not [record for record in records if "AutoGraph could not" in record.getMessage()]
 
 
 class _Import:

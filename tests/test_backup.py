@@ -385,18 +385,19 @@ def test_backup_of_a_training_with_other_callbacks(dataset, begun_with_callbacks
 def test_backup_of_arrays_knows_how_many_batches_there_are(dataset, tmp_path):
     image, one_hot = dataset.train.binarized(), dataset.train.one_hot()
 
-    def fit_arrays(batch_size):
+    def fit_arrays(batch_size, steps=None):
         cvae = build_cvae((8, 8, 1), 3, latent_size=2, width=8)
         cvae.compile("adam", loss=NegativeELBO())
         backup = Backup(tmp_path, every_seconds=0)
-        options = {"epochs": 3, "initial_epoch": backup.initial_epoch, "shuffle": False, "verbose": 0}
+        options = {"epochs": 3, "initial_epoch": backup.initial_epoch, "steps_per_epoch": steps}
+        options.update(shuffle=False, verbose=0)
         with pytest.raises(InterruptionError):
             cvae.fit(
                 (image, one_hot), image, batch_size, callbacks=[backup, Interrupt(1, "on_train_batch_end")], **options
             )
 
-    for _ in range(2):
-        fit_arrays(72)
+    for steps in (None, np.int64(3)):
+        fit_arrays(72, steps)
     with pytest.raises(ValueError, match=r"steps: expected 3 as of the training in .*, got 2"):
         fit_arrays(100)
     # Of an older backup it is not known.

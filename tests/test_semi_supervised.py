@@ -54,8 +54,10 @@ def m2(request):
 def shared(request):
     """One for all tests that only call it, and do not fit, compile or set anything of it."""
     model = new_m2(*request.param)
-    weights = model.get_weights()
+    weights, settings = model.get_weights(), (model.num_samples, model.seed, model.deformation)
     yield model
+    assert settings == (model.num_samples, model.seed, model.deformation)
+    assert not {"posterior", "prior", "likelihood"} & set(vars(model))
     for before, after in zip(weights, model.get_weights(), strict=True):
         np.testing.assert_array_equal(before, after)
 

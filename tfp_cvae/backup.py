@@ -225,6 +225,7 @@ class Backup(keras.callbacks.Callback):
 
     def _settings(self) -> dict[str, Any]:
         """What has to be the same for the result to be the same, in types of JSON."""
+        steps = self.params["steps"]
         settings = {
             "compile": self.model.compiled_with,
             "seed": self.model.seed,
@@ -233,7 +234,7 @@ class Backup(keras.callbacks.Callback):
             "precision": model_checks.compute_dtypes(self.model),
             "batches": self._epochs.settings if self._epochs else None,
             # All that is known of other data.
-            "steps": None if self._epochs else self.params["steps"],
+            "steps": None if self._epochs or steps is None else int(steps),
             "callbacks": [type(callback).__name__ for callback in self._all_callbacks()],
             "training_callbacks": [
                 type(callback).__name__ + (f"({callback.epochs})" if hasattr(callback, "epochs") else "")

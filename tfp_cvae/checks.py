@@ -63,14 +63,14 @@ def kind(name: str, value: Any, expected: type) -> None:
         raise TypeError(f"{name}: expected a {expected.__name__}, got {_shown(value)} of type {type(value).__name__}")
 
 
-def array(name: str, value: Any) -> np.ndarray:
+def array(name: str, value: Any, dtype: type | None = None) -> np.ndarray:
     """Returns what NumPy makes an array of, else raises ValueError, or TypeError for a tensor of a graph."""
     try:
-        return np.asarray(value)
+        return np.asarray(value, dtype)
     except NotImplementedError as error:
         raise TypeError(
-            f"{name}: expected numbers, got a symbolic tensor; call this outside of tf.function, or in a graph the "
-            "distributions: posterior, prior and likelihood"
+            f"{name}: expected numbers, got a symbolic tensor; call this outside of tf.function, in which tf.one_hot "
+            "and the posterior, prior and likelihood of a model take tensors"
         ) from error
     except (TypeError, ValueError) as error:
         raise ValueError(
@@ -105,17 +105,25 @@ def unit_interval(name: str, value: np.ndarray, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name}: expected shape [n, {', '.join(map(str, shape))}], got {list(value.shape)}{hint}")
     if value.size and not (value.min() >= 0 and value.max() <= 1):
         low, high = value.min(), value.max()
-        raise ValueError(f"{name}: expected values in [0, 1], got {low} to {high}{_hint(high)}")
+        hint = "; give one-hot rows" if name == "one_hot" else _hint(high)
+        raise ValueError(f"{name}: expected values in [0, 1], got {low} to {high}{hint}")
+
+
+def images(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns images as `[n, *shape]` float32, if they are finite and in [0, 1]."""
+    given = array(name, value, np.float32)
+    unit_interval(name, given, shape)
+    return given
 
 
 def finite(name: str, value: Any, size: int) -> np.ndarray:
     """Returns an array as float32 if it is `[n, size]` and finite."""
-    array = np.asarray(value, np.float32)
-    if array.ndim != 2 or array.shape[1] != size:
-        raise ValueError(f"{name}: expected shape [n, {size}], got {list(array.shape)}")
-    if not np.all(np.isfinite(array)):
-        raise ValueError(f"{name}: expected finite numbers, got {array[~np.isfinite(array)][0]}")
-    return array
+    given = array(name, value, np.float32)
+    if given.ndim != 2 or given.shape[1] != size:
+        raise ValueError(f"{name}: expected shape [n, {size}], got {list(given.shape)}")
+    if not np.all(np.isfinite(given)):
+        raise ValueError(f"{name}: expected finite numbers, got {given[~np.isfinite(given)][0]}")
+    return given
 
 
 def sum_to_one(name: str, value: np.ndarray) -> None:

@@ -45,10 +45,8 @@ class CouplingFlow(SerializableDistributionLambda):
     """
 
     def __init__(self, event_shape: int, depth: int = 8, width: int = 128, **kwargs: Any) -> None:
-        event_shape = checks.integer("event_shape", event_shape, 1)
-        if event_shape < 2:
-            raise ValueError(f"event_shape: expected at least 2, as each half moves the other, got {event_shape}")
-        super().__init__(self._distribution, event_shape, **kwargs)
+        # Each half moves the other.
+        super().__init__(self._distribution, checks.integer("event_shape", event_shape, 2), **kwargs)
         self.depth = checks.integer("depth", depth, 1)
         self.width = checks.integer("width", width, 1)
 

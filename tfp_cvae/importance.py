@@ -88,8 +88,7 @@ def importance_estimate(
         TypeError: If a value is of the wrong kind.
         ValueError: If a value or shape is out of range, or the model gives numbers that are not finite.
     """
-    image = np.asarray(image, np.float32)
-    checks.unit_interval("image", image, cvae.image_shape)
+    image = checks.images("image", image, cvae.image_shape)
     num_samples = checks.integer("num_samples", num_samples, 1)
     checks.number("num_samples", num_samples, 1, below=2**31)
     batch_size = checks.integer("batch_size", batch_size, 1)

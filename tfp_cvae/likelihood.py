@@ -71,8 +71,7 @@ def likelihood_under_each_label(
         TypeError: If a value is of the wrong kind.
         ValueError: If a value or shape is out of range, or the model gives numbers that are not finite.
     """
-    image = np.asarray(image, np.float32)
-    checks.unit_interval("image", image, cvae.image_shape)
+    image = checks.images("image", image, cvae.image_shape)
     if not len(image):
         raise ValueError("image: expected at least one, got none")
     checks.number("label_margin", label_margin, 0)

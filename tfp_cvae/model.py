@@ -256,8 +256,7 @@ class CVAE(CheckedModel):
             TypeError: If label or seed is not an integer.
             ValueError: If image, label or seed has the wrong shape or range.
         """
-        image = np.asarray(image, np.float32)
-        checks.unit_interval("image", image, self.image_shape)
+        image = checks.images("image", image, self.image_shape)
         one_hot, seeds = self._checked_rows(label, 0 if seed is None else seed, size=len(image))
         posterior = self.posterior(tf.constant(image), one_hot)
         latent = posterior.mean()
@@ -279,10 +278,6 @@ class CVAE(CheckedModel):
             TypeError: If label is not an integer, or latent is symbolic.
             ValueError: If latent or label has the wrong shape or range.
         """
-        if tf.is_symbolic_tensor(latent):
-            raise TypeError(
-                "latent: expected numbers, got a symbolic tensor; in a graph use cvae.likelihood(latent, one_hot)"
-            )
         count = len(checks.finite("latent", latent, self.latent_size))
         return self.likelihood(latent, self.one_hot(label, count)).mean()
 

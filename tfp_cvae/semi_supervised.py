@@ -101,8 +101,7 @@ class SemiSupervisedCVAE(CVAE):
         Raises:
             ValueError: If image has the wrong shape or range.
         """
-        image = np.asarray(image, np.float32)
-        checks.unit_interval("image", image, self.image_shape)
+        image = checks.images("image", image, self.image_shape)
         parts = [image[start : start + _CLASSIFIED_AT_ONCE] for start in range(0, len(image), _CLASSIFIED_AT_ONCE)]
         none = np.zeros([0, self.num_classes], np.float32)
         return np.concatenate([none, *(self.label_posterior(part).mean().numpy() for part in parts)])
