@@ -64,37 +64,37 @@ def checked_dataset(data: Any, takes_unlabelled: bool, with_target: bool) -> Any
         ]
         for name, given in named:
             tensor = tf.cast(given, tf.float32)
-            expected, hint, hint_above_1 = "values in [0, 1]", "", "; divide grey values by 255"
+            expected, advice = "values in [0, 1]", "divide grey values by 255"
             # Written so that NaN fails it.
             holds = tf.reduce_all((tensor >= 0) & (tensor <= 1))
             if name == "one_hot":
                 sums = tf.reduce_sum(tensor, axis=-1)
                 if takes_unlabelled:
-                    expected, hint = "rows that are one-hot, or 0 for no label", "; give 0 where a label is not certain"
+                    expected, advice = "rows that are one-hot, or 0 for no label", "give 0 where a label is not certain"
                     holds &= tf.reduce_all((tensor == 0) | (tensor == 1)) & tf.reduce_all(sums <= 1)
                 else:
-                    expected, hint = "rows in [0, 1] that sum to 1", "; give one-hot rows"
+                    expected, advice = "rows in [0, 1] that sum to 1", "give one-hot rows"
                     holds &= tf.reduce_all(tf.abs(sums - 1) < _SUM_TOLERANCE)
-                hint_above_1 = hint
-            message, above_1 = (f"{name}: expected {expected}{advice}. Got:" for advice in (hint, hint_above_1))
+            message = f"{name}: expected {expected}"
             # One after the other, so that the first of them is told.
             with tf.control_dependencies(assertions):
-                assertions.append(_stopped_unless(holds, message, above_1, tensor))
+                assertions.append(_stopped_unless(holds, message, advice, tensor, of_grey=name != "one_hot"))
         with tf.control_dependencies(assertions):
             return tf.nest.map_structure(tf.identity, (x, *rest))
 
     return data.map(check)
 
 
-def _stopped_unless(holds: tf.Tensor, message: str, above_1: str, tensor: tf.Tensor) -> tf.Operation:
+def _stopped_unless(holds: tf.Tensor, message: str, advice: str, tensor: tf.Tensor, of_grey: bool) -> tf.Operation:
     """An assertion that looks for the extremes of a tensor, which it tells, only where it fails.
 
-    `above_1` is its message where the largest is above 1.
+    Advice `of_grey` values is given where there is one above 1.
     """
 
     def stop() -> tf.Tensor:
         lowest, highest = tf.reduce_min(tensor), tf.reduce_max(tensor)
-        told = [tf.where(highest > 1, above_1, message), lowest, "to", highest]
+        advised = (highest > 1) | (not of_grey)
+        told = [tf.where(advised, f"{message}; {advice}. Got:", f"{message}. Got:"), lowest, "to", highest]
         # Without the guard of `tf.debugging.Assert`, a second condition, of which TensorFlow would warn in each epoch.
         with tf.control_dependencies([tf.raw_ops.Assert(condition=False, data=told)]):
             return tf.constant(False)

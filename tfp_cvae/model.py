@@ -222,7 +222,7 @@ class CVAE(CheckedModel):
             Pixel probabilities, `[n, height, width, channels]` float32 in [0, 1].
 
         Raises:
-            TypeError: If label or seed is not an integer.
+            TypeError: If label or seed is not an integer, or symbolic.
             ValueError: If a label does not exist, or label and seed differ in number.
         """
         one_hot, seeds = self._checked_rows(label, seed)
@@ -253,7 +253,7 @@ class CVAE(CheckedModel):
             Pixel probabilities, `[n, height, width, channels]` float32 in [0, 1].
 
         Raises:
-            TypeError: If label or seed is not an integer.
+            TypeError: If label or seed is not an integer, or a value is symbolic.
             ValueError: If image, label or seed has the wrong shape or range.
         """
         image = checks.images("image", image, self.image_shape)

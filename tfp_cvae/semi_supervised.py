@@ -99,6 +99,7 @@ class SemiSupervisedCVAE(CVAE):
             Probabilities, `[n, num_classes]` float32.
 
         Raises:
+            TypeError: If image is symbolic.
             ValueError: If image has the wrong shape or range.
         """
         image = checks.images("image", image, self.image_shape)
