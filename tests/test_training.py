@@ -83,11 +83,12 @@ def test_the_learning_rate_rises_and_falls(npz, dataset, schedule, rising):
     compile_model(cvae, config, steps_per_epoch=5)
     variable, found = tf.Variable([0.0]), []
     cvae.optimizer.build([variable])
-    for _ in range(30):
+    # One step more than there are.
+    for _ in range(31):
         cvae.optimizer.apply_gradients([(tf.ones([1]), variable)])
         found.append(float(cvae.optimizer.learning_rate))
-    step, first = np.arange(30), 5 * rising
-    falling = 0.5 * (1 + np.cos(np.pi * (step - first) / max(1, 30 - first))) if schedule == "cosine" else np.ones(30)
+    step, first = np.arange(31), 5 * rising
+    falling = 0.5 * (1 + np.cos(np.pi * (step - first) / max(1, 30 - first))) if schedule == "cosine" else np.ones(31)
     np.testing.assert_allclose(found, 0.4 * np.where(step < first, step / max(1, first), falling), rtol=1e-5, atol=1e-7)
 
 
