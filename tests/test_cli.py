@@ -430,7 +430,7 @@ def test_datasets(capsys):
         (["generate", "RUN", "--label", "1", "--output", "x.pgf"], "output: expected a picture format"),
         (
             ["generate", "RUN", "--label", "1", "--seed", str(2**63), "--output", "x.png"],
-            "seed: expected a number >= 0",
+            "seed: expected an integer >= 0 and < 2147483648",
         ),
         (
             ["generate", "RUN", "--label", "1", "--output", "absent/x.png"],

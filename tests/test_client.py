@@ -174,7 +174,7 @@ def test_command(served, tmp_path, capfd):
         (["--label", "7"], "error: label: expected 0 to 2, got [7 7 7 ... 7 7 7]\n"),
         (
             ["--label", "1", "--seed", "9223372036854775808"],
-            "error: seed: expected a number >= 0 and < 2147483648, got 9",
+            "error: seed: expected an integer >= 0 and < 2147483648, got 9",
         ),
         (["--label", "-1"], "error: label: expected the number of a class, from 0 (model_card.json), got '-1'\n"),
         (

@@ -40,7 +40,7 @@ def test_configuration_needs_no_tensorflow():
         ({"epochs": True}, TypeError, "epochs: expected an integer >= 1, got True"),
         ({"depth": 0}, ValueError, "depth: expected an integer >= 1, got 0"),
         ({"seed": -1}, ValueError, "seed: expected an integer >= 0, got -1"),
-        ({"seed": 2**31}, ValueError, "seed: expected a number >= 0 and < 2147483648, got 2147483648"),
+        ({"seed": 2**31}, ValueError, "seed: expected an integer >= 0 and < 2147483648, got 2147483648"),
         ({"learning_rate": float("nan")}, ValueError, "learning_rate: expected a number > 0, got nan"),
         ({"learning_rate": "fast"}, TypeError, "learning_rate: expected a number > 0, got 'fast' of type str"),
         ({"learning_rate": 0}, ValueError, "learning_rate: expected a number > 0, got 0"),

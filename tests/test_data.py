@@ -326,7 +326,7 @@ def test_splits_of_different_shape():
         ({"batch_size": 32.0}, TypeError, "batch_size: expected an integer >= 1, got 32.0"),
         ({"batch_size": 32, "seed": 1.5}, TypeError, "seed: expected an integer >= 0, got 1.5"),
         # It would be that of another seed.
-        ({"batch_size": 32, "seed": 2**32 + 1}, ValueError, "seed: expected a number >= 0 and < 2147483648"),
+        ({"batch_size": 32, "seed": 2**32 + 1}, ValueError, "seed: expected an integer >= 0 and < 2147483648"),
         (
             {"batch_size": 32, "labelled_per_batch": "4"},
             TypeError,

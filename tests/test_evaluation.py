@@ -481,7 +481,7 @@ def test_a_run_of_other_classes(dataset, npz, tmp_path):
         ({"num_importance_samples": 0}, ValueError, "num_importance_samples: expected an integer >= 1, got 0"),
         ({"num_images": 0}, ValueError, "num_images: expected an integer >= 1, got 0"),
         ({"generated_per_class": 0}, ValueError, "generated_per_class: expected an integer >= 1, got 0"),
-        ({"seed": 2**31}, ValueError, "seed: expected a number >= 0 and < 2147483648"),
+        ({"seed": 2**31}, ValueError, "seed: expected an integer >= 0 and < 2147483648"),
         ({"label_margin": float("inf")}, ValueError, "label_margin: expected a finite number >= 0, got inf"),
     ],
 )

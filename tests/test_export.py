@@ -220,7 +220,11 @@ def test_folder_is_hardly_larger_than_the_weights(tmp_path):
 
 MISTAKES = [
     ({"num_importance_samples": 0}, ValueError, "num_importance_samples: expected an integer >= 1, got 0"),
-    ({"num_importance_samples": 2**31}, ValueError, "num_importance_samples: expected a number >= 1 and < 2147483648"),
+    (
+        {"num_importance_samples": 2**31},
+        ValueError,
+        "num_importance_samples: expected an integer >= 1 and < 2147483648",
+    ),
     ({"num_importance_samples": 1.5}, TypeError, "num_importance_samples: expected an integer"),
     ({"class_probabilities": [1, 2]}, ValueError, "class_probabilities: expected 3 numbers >= 0, not all 0"),
     ({"class_probabilities": [1, 2, -1]}, ValueError, "class_probabilities: expected 3 numbers"),

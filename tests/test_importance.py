@@ -305,7 +305,7 @@ def test_weights_that_are_not_finite_are_named(narrow):
     ("change", "error", "message"),
     [
         ({"num_samples": 0}, ValueError, "num_samples: expected an integer >= 1, got 0"),
-        ({"num_samples": 2**31}, ValueError, "num_samples: expected a number >= 1 and < 2147483648, got 2147483648"),
+        ({"num_samples": 2**31}, ValueError, "num_samples: expected an integer >= 1 and < 2147483648, got 2147483648"),
         ({"num_samples": 2.0}, TypeError, "num_samples: expected an integer >= 1, got 2.0"),
         ({"seed": -1}, ValueError, "seed: expected an integer >= 0, got -1"),
         ({"index": [0, 2]}, ValueError, "index: expected 0 to 1, got 2"),

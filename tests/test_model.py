@@ -637,7 +637,7 @@ def test_tensors_of_a_graph_are_no_numbers(refusing, name, call, given):
         ({"prior": "vamp"}, ValueError, "prior: expected one of standard, label, flow, got 'vamp'"),
         ({"num_classes": -1}, ValueError, "num_classes: expected an integer >= 0, got -1"),
         ({"image_shape": (28, 28)}, ValueError, r"image_shape: expected \(height, width, channels\), got \(28, 28\)"),
-        ({"seed": 2**31}, ValueError, "seed: expected a number >= 0 and < 2147483648, got 2147483648"),
+        ({"seed": 2**31}, ValueError, "seed: expected an integer >= 0 and < 2147483648, got 2147483648"),
         ({"num_samples": 0}, ValueError, "num_samples: expected an integer >= 1, got 0"),
         ({"width": 2.0}, TypeError, "width: expected an integer >= 1, got 2.0"),
     ],

@@ -17,14 +17,15 @@ from tfp_cvae.archive import one_line
 LONGEST_NAME = 200
 
 
-def integer(name: str, value: Any, minimum: int) -> int:
-    """Returns `value` if it is an integer >= `minimum`, else raises TypeError or ValueError."""
+def integer(name: str, value: Any, minimum: int, below: int = 2**63) -> int:
+    """Returns `value` if it is an integer in [minimum, below), else raises TypeError or ValueError."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}: expected an integer >= {minimum}, got {_shown(value)} of type {type(value).__name__}")
-    if value < minimum:
+    if int(value) < minimum:
         raise ValueError(f"{name}: expected an integer >= {minimum}, got {_shown(value)}")
-    if int(value) >= 2**63:
-        raise ValueError(f"{name}: expected an integer < 2**63, got {_shown(value)}")
+    if int(value) >= below:
+        most = "2**63" if below == 2**63 else below
+        raise ValueError(f"{name}: expected an integer >= {minimum} and < {most}, got {_shown(value)}")
     return int(value)
 
 
@@ -52,9 +53,7 @@ def number(name: str, value: Any, minimum: float, below: float = math.inf, *, ab
 
 def seed(name: str, value: Any) -> int:
     """Returns `value` if it is an integer in [0, 2**31), else raises TypeError or ValueError."""
-    if isinstance(value, numbers.Integral) and int(value) >= 2**31:
-        number(name, value, 0, below=2**31)
-    return integer(name, value, 0)
+    return integer(name, value, 0, below=2**31)
 
 
 def kind(name: str, value: Any, expected: type) -> None:

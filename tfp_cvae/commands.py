@@ -113,7 +113,7 @@ class Generate:
     run_folder: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="RUN")]
     """Run folder."""
     output: pathlib.Path
-    """Picture to write; the suffix decides the format."""
+    """Picture to write, in the place of one of that name; the suffix decides the format."""
     label: Annotated[str | None, tyro.conf.arg(metavar="CLASS")] = None
     """Class, by its name or its number from 0; not for a model without classes."""
     count: int = 16
@@ -180,7 +180,7 @@ class Export:
         run = Run.load(self.run_folder)
         run.check_has_model()
         checks.versions_folder("output", self.output)
-        checks.integer("num_importance_samples", self.num_importance_samples, 1)
+        checks.integer("num_importance_samples", self.num_importance_samples, 1, below=2**31)
         _note_if_unfinished(run)
         import_tensorflow()
         from tfp_cvae.export import export_run, server_commands
@@ -197,7 +197,7 @@ class Request:
     url: str
     """http://HOST:8501/v1/models/NAME, or grpc://HOST:8500/v1/models/NAME; for one version with /versions/N."""
     output: pathlib.Path
-    """Picture to write; the suffix decides the format."""
+    """Picture to write, in the place of one of that name; the suffix decides the format."""
     label: Annotated[str | None, tyro.conf.arg(metavar="NUMBER")] = None
     """Class, by its number from 0, as the server does not know its name; not for a model without classes."""
     count: int = 16

@@ -245,9 +245,9 @@ class EvaluationConfig:
     """Seed of importance samples, generated images and classifiers."""
 
     def __post_init__(self) -> None:
-        for name in ("num_importance_samples", "generated_per_class", "classifier_epochs"):
+        _put(self, "num_importance_samples", checks.integer, 1, below=2**31)
+        for name in ("generated_per_class", "classifier_epochs"):
             _put(self, name, checks.integer, 1)
-        checks.number("num_importance_samples", self.num_importance_samples, 1, below=2**31)
         for name in ("num_images", "num_classifier_images"):
             if getattr(self, name) is not None:
                 _put(self, name, checks.integer, 1)

@@ -16,7 +16,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from tfp_cvae.model_checks import CheckedModel
+from tfp_cvae.checked_model import CheckedModel
 
 # Of the batches that are gathered for one run of the program.
 _MAX_BYTES = 64 * 2**20

@@ -9,9 +9,10 @@ import tf_keras as keras
 from tensorflow_probability import distributions as tfd
 
 from tfp_cvae import checks, distribution, execution
+from tfp_cvae.checked_model import CheckedModel
 from tfp_cvae.flows import CouplingFlow
 from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag, independent_bernoulli
-from tfp_cvae.model_checks import CheckedModel, check_separate, checked_network
+from tfp_cvae.model_checks import check_separate, checked_network
 from tfp_cvae.noise import standard_normal, standard_normal_rows, threefry
 from tfp_cvae.outputs import CVAEOutput
 

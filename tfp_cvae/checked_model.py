@@ -1,0 +1,388 @@
+"""The Keras model that checks what it is compiled and fed with, where Keras would fail late or not at all."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from tfp_cvae import checks
+from tfp_cvae.atomic import write_atomically
+from tfp_cvae.batch_checks import CheckedSequence, checked_dataset
+from tfp_cvae.model_checks import (
+    KERAS_FORMAT_ONLY,
+    check_callbacks,
+    check_loss,
+    check_metrics,
+    check_optimizer,
+    check_order,
+    compute_dtypes,
+)
+
+_ARRAYS = (np.ndarray, tf.Tensor, tf.Variable)
+
+
+class CheckedModel(keras.Model):
+    """A model of images that checks what `fit`, `evaluate` and `predict` are given, and saves as `.keras` alone.
+
+    Attributes:
+        image_shape: `(height, width, channels)`.
+        num_classes: Width of the one-hot label; 0 without labels.
+        takes_unlabelled: Whether a row of zeros may stand for an image without label.
+        reads_metrics: Whether a step returns its metrics; `execution` may read them later instead.
+        compiled_with: Optimizer, loss and their settings as they were given to `compile`, for comparison.
+    """
+
+    image_shape: tuple[int, ...]
+    num_classes: int
+    compiled_with: str
+    takes_unlabelled = False
+    reads_metrics = True
+    _steps_at_a_time: int | None = None
+    # Names of settings that were last changed during a `fit`.
+    set_by_callbacks: frozenset[str] = frozenset()
+    # Names of what is reported and is to rise.
+    _bounds = frozenset({"elbo"})
+
+    def compile(self, optimizer: Any = "rmsprop", loss: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Compiles as `keras.Model.compile` does, after a check of what is given.
+
+        Args:
+            optimizer: As of `keras.Model.compile`.
+            loss: `NegativeELBO` or `NegativeIWAE`, or a loss of your own that takes image and `CVAEOutput`.
+            *args: Of `keras.Model.compile`. A metric that is a function is given the mean image, as by Keras; one that
+                reads the whole `CVAEOutput` is a subclass of `keras.metrics.Mean` with an `update_state`.
+            **kwargs: Of `keras.Model.compile`.
+
+        Raises:
+            TypeError: If the optimizer or a metric is not one of `tf_keras`, there is more than one loss, or a class
+                stands in the place of a loss or metric.
+            ValueError: If the loss is one of Keras, which sees the mean image alone, a metric is "accuracy", which
+                would be that of pixels, or networks in float16 are trained without scaling of the loss.
+        """
+        metrics = tf.nest.flatten([args[:1], kwargs.get("metrics"), kwargs.get("weighted_metrics")])
+        check_optimizer(optimizer, compute_dtypes(self))
+        check_loss(loss)
+        check_metrics(metrics)
+        super().compile(optimizer, loss, *args, **kwargs)
+        rising = (part.name for part in [loss, *metrics] if getattr(part, "is_to_rise", False))
+        self._bounds = frozenset({"elbo", *rising})
+        compared = [(type(part).__name__, _settings(part)) for part in (self.optimizer, loss)]
+        self.compiled_with = json.dumps(compared, default=_plain)
+
+    def compile_from_config(self, config: Any) -> None:
+        """Compiles as `keras.Model.compile_from_config`, which leaves out a model that overrides `compile`."""
+        # That of a subclass may take other arguments, while these are those of this one.
+        CheckedModel.compile(self, **keras.saving.deserialize_keras_object(config))
+        self.build_optimizer()
+
+    def _set_traced(self, name: str, value: Any) -> None:
+        """Sets what is part of the steps of `fit`, `evaluate` and `predict`: another value has them traced again."""
+        if getattr(self, name, None) != value:
+            setattr(self, name, value)
+            name = name.removeprefix("_")
+            in_fit = self._steps_at_a_time is not None
+            self.set_by_callbacks = self.set_by_callbacks | {name} if in_fit else self.set_by_callbacks - {name}
+            for function in ("train_function", "test_function", "predict_function"):
+                if getattr(self, function, None) is not None:
+                    setattr(self, function, self._made_again(function))
+
+    def _made_again(self, name: str) -> Callable[[Any], Any]:
+        """A function that makes the one of this name again when it is called: Keras may be about to call it."""
+
+        def function(iterator: Any) -> Any:
+            # In `evaluate` Keras goes on to call this one.
+            if getattr(self, name) is function:
+                several = self._steps_per_execution
+                now = None if several is None else several.numpy()
+                if self._steps_at_a_time:
+                    # Of the last steps of an epoch, which may be fewer, it is not made for these alone.
+                    several.assign(self._steps_at_a_time)
+                try:
+                    setattr(self, name, getattr(self, f"make_{name}")(force=True))
+                finally:
+                    if several is not None:
+                        several.assign(now)
+            return getattr(self, name)(iterator)
+
+        return function
+
+    @contextlib.contextmanager
+    def _steps_per_execution_kept(self) -> Iterator[None]:
+        """Puts back the number of steps at a time, which Keras leaves lower after an exception in the last ones."""
+        several, outer = self._steps_per_execution, self._steps_at_a_time
+        self._steps_at_a_time = number = None if several is None else several.numpy().item()
+        try:
+            yield
+        except BaseException:
+            if several is not None:
+                several.assign(number)
+            raise
+        finally:
+            self._steps_at_a_time = outer
+
+    def build_optimizer(self) -> None:
+        """Makes the variables of the optimizer: those made in a step that is being traced have it traced once more.
+
+        With `use_ema` the averages begin at the weights that the model has now, until a step is made.
+        """
+        if not hasattr(self.optimizer, "build") or not self.trainable_variables:
+            return
+        self.optimizer.build(self.trainable_variables)
+        optimizer: Any = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        if getattr(optimizer, "use_ema", False) and not optimizer.iterations.numpy():
+            # Of a model that was loaded, they were made before its weights were read. The optimizer may have been built
+            # before some layers were frozen.
+            averages, places = optimizer._model_variables_moving_average, optimizer._index_dict
+            for weight in self.weights:
+                if optimizer._var_key(weight) in places:
+                    averages[places[optimizer._var_key(weight)]].assign(weight)
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        """Values of the metrics, as of `keras.Model`; none while `reads_metrics` is False."""
+        return super().get_metrics_result() if self.reads_metrics else {}
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: Any = True,
+        class_weight: Any = None,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
+        """Trains as `keras.Model.fit` does, after a check of what is given.
+
+        A batch of a `tf.data.Dataset` is checked when it comes: one that is out of range stops the training with an
+        `InvalidArgumentError` of TensorFlow.
+
+        Args:
+            x: `(image, one_hot)` arrays, or `image` without classes; or a `tf.data.Dataset`, `Sequence` or generator of
+                `((image, one_hot), image)`.
+            y: `image` again, with arrays.
+            batch_size: As of `keras.Model.fit`, and so are the others.
+            epochs: As of `keras.Model.fit`.
+            verbose: As of `keras.Model.fit`.
+            callbacks: Callbacks of `tf_keras`.
+            validation_split: As of `keras.Model.fit`.
+            validation_data: As `x`, or `((image, one_hot), image)` arrays.
+            shuffle: As of `keras.Model.fit`.
+            class_weight: None: Keras takes it for weights of the values of `y`, which is the image.
+            **kwargs: Of `keras.Model.fit`.
+
+        Returns:
+            The history: loss and metrics of each epoch.
+
+        Raises:
+            TypeError: If a callback is not one of `tf_keras`.
+            ValueError: If an array is not finite, out of range or of the wrong shape, batches have no target, there is
+                a class_weight, or the callbacks do not fit.
+        """
+        if class_weight is not None:
+            raise ValueError(
+                "class_weight: expected None, as y is the image and Keras would weigh its pixels, got "
+                f"{class_weight!r:.80}; give sample_weight, one for each image"
+            )
+        self._check_arrays(x, y)
+        x = self._checked_batches(x)
+        if isinstance(validation_data, (tuple, list)):
+            self._check_arrays(*validation_data[:2])
+        elif validation_data is not None:
+            validation_data = self._checked_batches(validation_data)
+        check_callbacks(callbacks, self._bounds)
+        if shuffle and isinstance(x, (*_ARRAYS, tuple, list)):
+            check_order(callbacks)
+        # Where the last `fit` ended with an exception, Keras would validate on its data again.
+        self._eval_data_handler = None
+        with self._steps_per_execution_kept():
+            return super().fit(
+                x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data, shuffle, **kwargs
+            )
+
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        sample_weight: Any = None,
+        steps: int | None = None,
+        callbacks: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Evaluates as `keras.Model.evaluate` does, after the checks of `fit`.
+
+        Args:
+            x: As for `fit`.
+            y: As for `fit`.
+            batch_size: As of `keras.Model.evaluate`, and so are the others.
+            verbose: As of `keras.Model.evaluate`.
+            sample_weight: As of `keras.Model.evaluate`.
+            steps: As of `keras.Model.evaluate`.
+            callbacks: Callbacks of `tf_keras`.
+            **kwargs: Of `keras.Model.evaluate`.
+
+        Returns:
+            Loss and metrics, as of `keras.Model.evaluate`.
+
+        Raises:
+            TypeError: As of `fit`.
+            ValueError: As of `fit`.
+        """
+        # `fit` validates through this method too, with what it has checked itself.
+        if "_use_cached_eval_dataset" not in kwargs:
+            self._check_arrays(x, y)
+            x = self._checked_batches(x)
+            check_callbacks(callbacks, self._bounds)
+        with self._steps_per_execution_kept():
+            return super().evaluate(x, y, batch_size, verbose, sample_weight, steps, callbacks, **kwargs)
+
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: Any = "auto",
+        steps: int | None = None,
+        callbacks: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Reconstructs images at the posterior mean, as `reconstruct`, after the checks of `fit`.
+
+        Args:
+            x: As for `fit`; batches may have a target, which is left aside.
+            batch_size: As of `keras.Model.predict`, and so are the others.
+            verbose: As of `keras.Model.predict`.
+            steps: As of `keras.Model.predict`.
+            callbacks: Callbacks of `tf_keras`.
+            **kwargs: Of `keras.Model.predict`.
+
+        Returns:
+            Pixel probabilities, `[n, height, width, channels]` float32 in [0, 1], NumPy.
+
+        Raises:
+            TypeError: As of `fit`.
+            ValueError: As of `fit`.
+        """
+        self._check_inputs(x)
+        x = self._checked_batches(x, with_target=False)
+        check_callbacks(callbacks, self._bounds)
+        with self._steps_per_execution_kept():
+            return super().predict(x, batch_size, verbose, steps, callbacks, **kwargs)
+
+    def save(self, filepath: Any, overwrite: bool = True, save_format: str | None = None, **kwargs: Any) -> None:
+        """Saves the model in the `.keras` format, which `keras.models.load_model` reads with `safe_mode` on.
+
+        The file is replaced as a whole: an interrupted save leaves the earlier file as it was.
+
+        Args:
+            filepath: File to write, a name that ends in `.keras`.
+            overwrite: Whether it may exist.
+            save_format: None or "keras".
+            **kwargs: Of `keras.Model.save`.
+
+        Raises:
+            ValueError: If `filepath` does not end in `.keras`, another format is asked for, or the file exists and
+                `overwrite` is False.
+        """
+        if save_format not in (None, "keras") or not os.fspath(filepath).endswith(".keras"):
+            raise ValueError(f"filepath: {KERAS_FORMAT_ONLY}, got {os.fspath(filepath)!r}")
+        if not overwrite and os.path.exists(filepath):
+            raise ValueError(
+                f"filepath: expected a new file, got {os.fspath(filepath)!r}, which exists; pass overwrite=True"
+            )
+        write_atomically(filepath, lambda path: super(CheckedModel, self).save(path, **kwargs))
+
+    def export(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Refuses: a SavedModel of `call` would serve samples that cannot be repeated."""
+        raise ValueError(f"filepath: {KERAS_FORMAT_ONLY}, got export to {os.fspath(filepath)!r}")
+
+    def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> Any:
+        # Saving in the TensorFlow format fails half-way and leaves a model that cannot be trained any more.
+        if save_type == "savedmodel":
+            raise ValueError(f"filepath: {KERAS_FORMAT_ONLY}, got the SavedModel format")
+        return super()._trackable_children(save_type, **kwargs)
+
+    @tf.autograph.experimental.do_not_convert
+    def checked_inputs(self, inputs: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Image, and one-hot label or None, of what `call` is given."""
+        image, *rest = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
+        if len(rest) != (1 if self.num_classes else 0):
+            expected = (
+                "(image, one_hot), so fit((image, one_hot), image) or a dataset of ((image, one_hot), image)"
+                if self.num_classes
+                else "image alone, as num_classes is 0, so fit(image, image) or batches(..., conditional=False)"
+            )
+            got = "a dict" if isinstance(inputs, Mapping) else f"{1 + len(rest)} arrays"
+            raise ValueError(f"inputs: expected {expected}, got {got} in the place of the inputs")
+        checked = []
+        for (name, shape), given in zip(self._input_shapes(), (image, *rest), strict=True):
+            tensor = tf.cast(given, tf.float32)
+            if not tensor.shape[1:].is_compatible_with(shape):
+                expected = ", ".join(map(str, shape))
+                raise ValueError(f"{name}: expected shape [batch, {expected}], got {tensor.shape.as_list()}")
+            # Those of a generator are not known.
+            checked.append(tensor if tensor.shape[1:].is_fully_defined() else tf.ensure_shape(tensor, [None, *shape]))
+        return checked[0], (checked[1] if rest else None)
+
+    def _check_inputs(self, x: Any) -> bool:
+        """Checks arrays given to Keras, and says whether there were any."""
+        arrays = x if isinstance(x, (tuple, list)) else (x,)
+        for (name, shape), array in zip(self._input_shapes(), arrays, strict=False):
+            if isinstance(array, _ARRAYS):
+                checks.unit_interval(name, np.asarray(array), shape)
+                if name == "one_hot":
+                    check = checks.one_hot_or_zero if self.takes_unlabelled else checks.sum_to_one
+                    check(name, np.asarray(array))
+        return isinstance(arrays[0], _ARRAYS)
+
+    def _check_arrays(self, x: Any, y: Any = None) -> None:
+        """Checks arrays given to `fit`."""
+        if self._check_inputs(x):
+            if y is None:
+                raise ValueError("y: expected the image again, as in fit((image, one_hot), image), got None")
+            checks.unit_interval("y (the image again)", np.asarray(y), self.image_shape)
+
+    def _checked_batches(self, data: Any, *, with_target: bool = True) -> Any:
+        """What Keras takes batches from, which stops with an error at one that is out of range."""
+
+        def checked(batch: Any) -> Any:
+            x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            if with_target:
+                self._check_arrays(x, y)
+            else:
+                self._check_inputs(x)
+            return batch
+
+        if isinstance(data, keras.utils.Sequence):
+            return CheckedSequence(data, checked)
+        return (
+            map(checked, data)
+            if isinstance(data, Iterator)
+            else checked_dataset(data, self.takes_unlabelled, with_target)
+        )
+
+    def _input_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Name and shape, without the batch, of each input of the model."""
+        return [("image", self.image_shape), *([("one_hot", (self.num_classes,))] if self.num_classes else [])]
+
+
+def _settings(part: Any) -> dict[str, Any] | None:
+    """Settings of an optimizer or a loss; None if it does not tell, as a function, or with a schedule that does not."""
+    try:
+        return part.get_config() if hasattr(part, "get_config") else None
+    except NotImplementedError:
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """For JSON, a value that is the same in another process."""
+    return value.item() if isinstance(value, np.generic) else type(value).__name__
