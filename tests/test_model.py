@@ -556,18 +556,31 @@ def test_labels_in_the_place_of_the_image_are_refused(cvae, as_dataset):
         ((IMAGE + 255, ONE_HOT), r"image: expected values in \[0, 1\], got 255.0 to 255.0; divide grey values by 255"),
         ((IMAGE - np.nan, ONE_HOT), r"image: expected values in \[0, 1\], got nan"),
         ((IMAGE[:, :4], ONE_HOT), r"image: expected shape \[n, 8, 8, 1\], got \[6, 4, 8, 1\]"),
-        (IMAGE, r"inputs: expected \(image, one_hot\), so fit.* got 1 arrays"),
+        (IMAGE, r"inputs: expected \(image, one_hot\), so fit.* got 1 array in the place"),
         ({"image": IMAGE, "one_hot": ONE_HOT}, r"inputs: expected \(image, one_hot\), so fit.* got a dict"),
-        (
-            tf.data.Dataset.from_tensors(((IMAGE, ONE_HOT[:, :2]), IMAGE)),
-            r"one_hot: expected shape \[batch, 3\], got \[6, 2\]",
-        ),
     ],
 )
 @pytest.mark.parametrize("method", ["fit", "evaluate"])
 def test_mistakes_in_fit(refusing, x, message, method):
     with pytest.raises(ValueError, match=message):
-        getattr(refusing, method)(x, None if isinstance(x, tf.data.Dataset) else IMAGE, verbose=0)
+        getattr(refusing, method)(x, IMAGE, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("element", "message"),
+    [
+        (((IMAGE, ONE_HOT[:, :2]), IMAGE), r"one_hot: expected shape \[batch, 3\], got \[6, 2\]$"),
+        (((IMAGE[:, :4], ONE_HOT), IMAGE), r"image: expected shape \[batch, 8, 8, 1\], got \[6, 4, 8, 1\]$"),
+        (((IMAGE[0], ONE_HOT[0]), IMAGE[0]), r"image: expected shape \[batch, 8, 8, 1\], got \[8, 8, 1\]; batch it$"),
+        ((IMAGE, IMAGE), "inputs: expected .* got 1 array in the place of the inputs$"),
+        (({"image": IMAGE, "one_hot": ONE_HOT}, IMAGE), "inputs: expected .* got a dict in the place of the inputs$"),
+    ],
+)
+@pytest.mark.parametrize("method", ["fit", "evaluate", "predict"])
+def test_a_dataset_of_other_inputs(refusing, element, message, method):
+    """Refused for what it says of itself, before a step is traced, in which Keras would tell it on thirty lines."""
+    with pytest.raises(ValueError, match=f"^{message}"):
+        getattr(refusing, method)(tf.data.Dataset.from_tensors(element), verbose=0)
 
 
 def test_arrays_in_variables_are_checked(cvae, tmp_path):

@@ -47,15 +47,15 @@ def checked_dataset(data: Any, takes_unlabelled: bool, with_target: bool) -> Any
     # Batches of the training split, known by their `epochs`, are in [0, 1] as they are made.
     if not isinstance(data, tf.data.Dataset) or isinstance(getattr(data, "epochs", None), EpochCounter):
         return data
+    if with_target and keras.utils.unpack_x_y_sample_weight(data.element_spec)[1] is None:
+        # Keras would leave out loss and metrics, and report 0.
+        raise ValueError(
+            "y: expected batches ((image, one_hot), image), or (image, image) without classes, got no target; give "
+            "the image again"
+        )
 
     @tf.autograph.experimental.do_not_convert
     def check(x: Any, *rest: Any) -> Any:
-        if with_target and not rest:
-            # Keras would leave out loss and metrics, and report 0.
-            raise ValueError(
-                "y: expected batches ((image, one_hot), image), or (image, image) without classes, got no target; give "
-                "the image again"
-            )
         assertions: list[tf.Operation] = []
         targets = tf.nest.flatten(rest[0])[:1] if rest and with_target else []
         named = [

@@ -314,35 +314,41 @@ class CheckedModel(keras.Model):
     @tf.autograph.experimental.do_not_convert
     def checked_inputs(self, inputs: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Image, and one-hot label or None, of what `call` is given."""
-        image, *rest = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
-        if len(rest) != (1 if self.num_classes else 0):
-            expected = (
+        checked = []
+        for name, shape, given in self._named(inputs):
+            tensor = tf.cast(given, tf.float32)
+            _check_shape(name, tensor.shape, shape)
+            # Those of a generator are not known.
+            checked.append(tensor if tensor.shape[1:].is_fully_defined() else tf.ensure_shape(tensor, [None, *shape]))
+        return checked[0], (checked[1] if self.num_classes else None)
+
+    def _named(self, inputs: Any) -> list[tuple[str, tuple[int, ...], Any]]:
+        """Name, shape without the batch, and value or specification of each input, if there are as many as expected."""
+        given = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
+        expected = self._input_shapes()
+        if isinstance(inputs, Mapping) or len(given) != len(expected):
+            use = (
                 "(image, one_hot), so fit((image, one_hot), image) or a dataset of ((image, one_hot), image)"
                 if self.num_classes
                 else "image alone, as num_classes is 0, so fit(image, image) or batches(..., conditional=False)"
             )
-            got = "a dict" if isinstance(inputs, Mapping) else f"{1 + len(rest)} arrays"
-            raise ValueError(f"inputs: expected {expected}, got {got} in the place of the inputs")
-        checked = []
-        for (name, shape), given in zip(self._input_shapes(), (image, *rest), strict=True):
-            tensor = tf.cast(given, tf.float32)
-            if not tensor.shape[1:].is_compatible_with(shape):
-                expected = ", ".join(map(str, shape))
-                raise ValueError(f"{name}: expected shape [batch, {expected}], got {tensor.shape.as_list()}")
-            # Those of a generator are not known.
-            checked.append(tensor if tensor.shape[1:].is_fully_defined() else tf.ensure_shape(tensor, [None, *shape]))
-        return checked[0], (checked[1] if rest else None)
+            got = "1 array" if len(given) == 1 else f"{len(given)} arrays"
+            got = "a dict" if isinstance(inputs, Mapping) else got
+            raise ValueError(f"inputs: expected {use}, got {got} in the place of the inputs")
+        return [(name, shape, value) for (name, shape), value in zip(expected, given, strict=True)]
 
     def _check_inputs(self, x: Any) -> bool:
         """Checks arrays given to Keras, and says whether there were any."""
-        arrays = x if isinstance(x, (tuple, list)) else (x,)
-        for (name, shape), array in zip(self._input_shapes(), arrays, strict=False):
+        first = x[0] if isinstance(x, (tuple, list)) and x else x
+        if not isinstance(first, (*_ARRAYS, Mapping)):
+            return False
+        for name, shape, array in self._named(x):
             if isinstance(array, _ARRAYS):
                 checks.unit_interval(name, np.asarray(array), shape)
                 if name == "one_hot":
                     check = checks.one_hot_or_zero if self.takes_unlabelled else checks.sum_to_one
                     check(name, np.asarray(array))
-        return isinstance(arrays[0], _ARRAYS)
+        return True
 
     def _check_arrays(self, x: Any, y: Any = None) -> None:
         """Checks arrays given to `fit`."""
@@ -364,6 +370,10 @@ class CheckedModel(keras.Model):
 
         if isinstance(data, keras.utils.Sequence):
             return CheckedSequence(data, checked)
+        if isinstance(data, tf.data.Dataset):
+            x, _, _ = keras.utils.unpack_x_y_sample_weight(data.element_spec)
+            for name, shape, spec in self._named(x):
+                _check_shape(name, spec.shape, shape)
         return (
             map(checked, data)
             if isinstance(data, Iterator)
@@ -373,6 +383,13 @@ class CheckedModel(keras.Model):
     def _input_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
         """Name and shape, without the batch, of each input of the model."""
         return [("image", self.image_shape), *([("one_hot", (self.num_classes,))] if self.num_classes else [])]
+
+
+def _check_shape(name: str, given: tf.TensorShape, shape: tuple[int, ...]) -> None:
+    """Raises ValueError if a shape cannot be `[batch, *shape]`."""
+    if not given[1:].is_compatible_with(shape):
+        expected, advice = ", ".join(map(str, shape)), "; batch it" if given.is_compatible_with(shape) else ""
+        raise ValueError(f"{name}: expected shape [batch, {expected}], got {given.as_list()}{advice}")
 
 
 def _settings(part: Any) -> dict[str, Any] | None:
