@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfp_cvae import checks, objectives
+from tfp_cvae import array_checks, objectives
 from tfp_cvae.layers import clear_bijector_cache
 from tfp_cvae.model import CVAE
 from tfp_cvae.outputs import CVAEOutput
@@ -96,11 +96,11 @@ def _check(cvae: CVAE, inputs: Any, image: Any, *weight: Any) -> None:
         )
     own_image, *one_hot = tf.nest.flatten(inputs)
     for name, given in (("image", own_image), ("y (the image again)", image)):
-        checks.unit_interval(name, np.asarray(given), cvae.image_shape)
+        array_checks.unit_interval(name, np.asarray(given), cvae.image_shape)
     for given in one_hot:
         rows = np.asarray(given)
-        checks.unit_interval("one_hot", rows, rows.shape[1:])
-        checks.sum_to_one("one_hot", rows)
+        array_checks.unit_interval("one_hot", rows, rows.shape[1:])
+        array_checks.sum_to_one("one_hot", rows)
 
 
 @tf.autograph.experimental.do_not_convert

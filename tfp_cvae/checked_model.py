@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfp_cvae import checks
+from tfp_cvae import array_checks
 from tfp_cvae.atomic import write_atomically
 from tfp_cvae.batch_checks import CheckedSequence, checked_dataset
 from tfp_cvae.model_checks import (
@@ -344,9 +344,9 @@ class CheckedModel(keras.Model):
             return False
         for name, shape, array in self._named(x):
             if isinstance(array, _ARRAYS):
-                checks.unit_interval(name, np.asarray(array), shape)
+                array_checks.unit_interval(name, np.asarray(array), shape)
                 if name == "one_hot":
-                    check = checks.one_hot_or_zero if self.takes_unlabelled else checks.sum_to_one
+                    check = array_checks.one_hot_or_zero if self.takes_unlabelled else array_checks.sum_to_one
                     check(name, np.asarray(array))
         return True
 
@@ -355,7 +355,7 @@ class CheckedModel(keras.Model):
         if self._check_inputs(x):
             if y is None:
                 raise ValueError("y: expected the image again, as in fit((image, one_hot), image), got None")
-            checks.unit_interval("y (the image again)", np.asarray(y), self.image_shape)
+            array_checks.unit_interval("y (the image again)", np.asarray(y), self.image_shape)
 
     def _checked_batches(self, data: Any, *, with_target: bool = True) -> Any:
         """What Keras takes batches from, which stops with an error at one that is out of range."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import requests
 
-from tfp_cvae import checks
+from tfp_cvae import array_checks, checks
 
 _URL = re.compile(
     r"(?P<scheme>https?|grpc)://(?P<address>[^/]+)/v1/models/(?P<model>[^/:]+)"
@@ -41,9 +41,9 @@ def request_images(url: str, label: np.ndarray | None, seed: np.ndarray, *, time
         raise ValueError(
             f"url: expected http://HOST:8501/v1/models/NAME or grpc://HOST:8500/v1/models/NAME, got {url!r}"
         )
-    inputs = {"seed": np.atleast_1d(checks.integers("seed", seed))}
+    inputs = {"seed": np.atleast_1d(array_checks.integers("seed", seed))}
     if label is not None:
-        inputs["label"] = np.atleast_1d(checks.integers("label", label))
+        inputs["label"] = np.atleast_1d(array_checks.integers("label", label))
         sizes = [len(array) for array in inputs.values()]
         if sizes[0] != sizes[1]:
             raise ValueError(f"label: expected as many as there are seeds, {sizes[0]}, got {sizes[1]}")

@@ -13,7 +13,6 @@ import shlex
 import sys
 from typing import Annotated
 
-import numpy as np
 import tyro
 
 from tfp_cvae import checks, manifest, recipes
@@ -207,6 +206,8 @@ class Request:
 
     def run(self) -> None:
         """Runs the command."""
+        import numpy as np
+
         from tfp_cvae import pictures
         from tfp_cvae.client import request_images
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfp_cvae import checks, on_disk, splits
+from tfp_cvae import array_checks, checks, on_disk, splits
 from tfp_cvae.archive import one_line
 from tfp_cvae.batches import EpochCounter, binarized_once, in_order, shuffled_epochs, without_tuning
 from tfp_cvae.config import HELD_OUT_SEED, Binarization
@@ -221,7 +221,7 @@ class Split:
 
     def _numbers(self, name: str, rows: Any) -> np.ndarray:
         """Numbers of images, `[m]` int64, of what was given as such or as a mask."""
-        given, size = checks.array(name, rows), len(self)
+        given, size = array_checks.array(name, rows), len(self)
         if given.size and given.dtype.kind not in "biu":
             raise TypeError(f"{name}: expected integers or a mask of bool, got {given.dtype}; give numbers of images")
         if given.ndim != 1 or (given.dtype == bool and len(given) != size):
@@ -381,7 +381,7 @@ def make_dataset(
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             got = f"{len(pair)} of them" if isinstance(pair, (tuple, list)) else type(pair).__name__
             raise TypeError(f"{name}: {split}: expected a pair (images, labels), got {got}")
-    pixels = {split: checks.pixels(f"{name}: {split} images", images) for split, (images, _) in pairs.items()}
+    pixels = {split: array_checks.pixels(f"{name}: {split} images", images) for split, (images, _) in pairs.items()}
     shape = pixels["train"].shape[1:]
     made = {}
     for split, (_, labels) in pairs.items():
@@ -446,15 +446,15 @@ def _checked_class_names(name: str, given: Any) -> tuple[str, ...]:
 
 
 def _checked_labels(name: str, labels: np.ndarray, size: int, num_classes: int, none_too: bool) -> np.ndarray:
-    checks.without_mask(name, labels)
-    labels = checks.array(name, labels)
+    array_checks.without_mask(name, labels)
+    labels = array_checks.array(name, labels)
     if labels.shape != (size,):
         hint = "; of one-hot rows give argmax(axis=1)" if labels.ndim == 2 else ""
         raise ValueError(f"{name}: expected shape [{size}], one for each image, got {list(labels.shape)}{hint}")
-    labels = checks.integers(name, labels)
+    labels = array_checks.integers(name, labels)
     given = labels[labels != UNLABELLED] if none_too else labels
     if given.size:
-        checks.labels(name, given, num_classes)
+        array_checks.labels(name, given, num_classes)
     return labels
 
 

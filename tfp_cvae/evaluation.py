@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfp_cvae import atomic, checks, distribution, latents, on_disk, recognition
+from tfp_cvae import array_checks, atomic, checks, distribution, latents, on_disk, recognition
 from tfp_cvae.classification import classify, label_posterior_accuracy
 from tfp_cvae.config import Binarization, EvaluationConfig
 from tfp_cvae.data import Dataset, Split
@@ -202,7 +202,7 @@ def _check_fit(cvae: CVAE, dataset: Dataset) -> None:
 def _class_probabilities(cvae: CVAE, dataset: Dataset, given: Sequence[float] | None) -> np.ndarray:
     """p(y), `[num_classes]` float64."""
     if given is not None:
-        return checks.probabilities("class_probabilities", given, cvae.num_classes)
+        return array_checks.probabilities("class_probabilities", given, cvae.num_classes)
     if isinstance(cvae, SemiSupervisedCVAE):
         # No more may be known of it than the labels that were given tell.
         return np.full(cvae.num_classes, 1 / cvae.num_classes)

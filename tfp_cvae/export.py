@@ -13,7 +13,7 @@ from google.protobuf import text_format
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
-from tfp_cvae import checks
+from tfp_cvae import array_checks, checks
 from tfp_cvae.atomic import make_folder, write_atomically, write_next_version
 from tfp_cvae.model import CVAE
 from tfp_cvae.model_files import weights_sha256
@@ -89,7 +89,7 @@ def export_saved_model(
     probabilities = (
         np.full(cvae.num_classes, 1 / max(1, cvae.num_classes))
         if class_probabilities is None
-        else checks.probabilities("class_probabilities", class_probabilities, cvae.num_classes)
+        else array_checks.probabilities("class_probabilities", class_probabilities, cvae.num_classes)
     )
     base = checks.versions_folder("base_path", base_path)
     functions = signatures(cvae, num_importance_samples, probabilities)

@@ -18,7 +18,7 @@ import tensorflow as tf
 import tf_keras as keras
 from tensorflow_probability import distributions as tfd
 
-from tfp_cvae import checks, distribution, objectives
+from tfp_cvae import array_checks, checks, distribution, objectives
 from tfp_cvae.layers import PixelBias, clear_bijector_cache
 from tfp_cvae.model import CVAE
 from tfp_cvae.noise import standard_normal
@@ -88,14 +88,14 @@ def importance_estimate(
         TypeError: If a value is of the wrong kind.
         ValueError: If a value or shape is out of range, or the model gives numbers that are not finite.
     """
-    image = checks.images("image", image, cvae.image_shape)
+    image = array_checks.images("image", image, cvae.image_shape)
     num_samples = checks.integer("num_samples", num_samples, 1, below=2**31)
     batch_size = checks.integer("batch_size", batch_size, 1)
     seed = checks.seed("seed", seed)
-    index = np.arange(len(image)) if index is None else np.atleast_1d(checks.integers("index", index))
+    index = np.arange(len(image)) if index is None else np.atleast_1d(array_checks.integers("index", index))
     if not len(index) or not len(image):
         raise ValueError(f"image: expected at least one, got {len(image)} images for {len(index)} estimates")
-    checks.labels("index", index, len(image))
+    array_checks.labels("index", index, len(image))
     one_hot = cvae.one_hot(label, len(index))
     group = min(max(1, round(batch_size / SAMPLES_PER_BLOCK)), len(index))
     # As a concrete function, for TensorFlow would warn of the tracings where this is called again.

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from tfp_cvae import checks
+from tfp_cvae import array_checks, checks
 from tfp_cvae.distribution import rows_of_worker
 from tfp_cvae.importance import SAMPLES_PER_BLOCK, ImportanceEstimate, importance_estimate
 from tfp_cvae.model import CVAE
@@ -71,12 +71,12 @@ def likelihood_under_each_label(
         TypeError: If a value is of the wrong kind.
         ValueError: If a value or shape is out of range, or the model gives numbers that are not finite.
     """
-    image = checks.images("image", image, cvae.image_shape)
+    image = array_checks.images("image", image, cvae.image_shape)
     if not len(image):
         raise ValueError("image: expected at least one, got none")
     checks.number("label_margin", label_margin, 0)
     if log_class_probabilities is not None:
-        log_class_probabilities = checks.log_probabilities(
+        log_class_probabilities = array_checks.log_probabilities(
             "log_class_probabilities", log_class_probabilities, cvae.num_classes
         )
     size, classes = len(image), max(1, cvae.num_classes)

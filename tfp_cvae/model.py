@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras as keras
 from tensorflow_probability import distributions as tfd
 
-from tfp_cvae import checks, distribution, execution
+from tfp_cvae import array_checks, checks, distribution, execution
 from tfp_cvae.checked_model import CheckedModel
 from tfp_cvae.flows import CouplingFlow
 from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag, independent_bernoulli
@@ -257,7 +257,7 @@ class CVAE(CheckedModel):
             TypeError: If label or seed is not an integer, or a value is symbolic.
             ValueError: If image, label or seed has the wrong shape or range.
         """
-        image = checks.images("image", image, self.image_shape)
+        image = array_checks.images("image", image, self.image_shape)
         one_hot, seeds = self._checked_rows(label, 0 if seed is None else seed, size=len(image))
         posterior = self.posterior(tf.constant(image), one_hot)
         latent = posterior.mean()
@@ -279,7 +279,7 @@ class CVAE(CheckedModel):
             TypeError: If label is not an integer, or latent is symbolic.
             ValueError: If latent or label has the wrong shape or range.
         """
-        count = len(checks.finite("latent", latent, self.latent_size))
+        count = len(array_checks.finite("latent", latent, self.latent_size))
         return self.likelihood(latent, self.one_hot(label, count)).mean()
 
     def one_hot(self, label: Any, count: int) -> tf.Tensor | None:
@@ -301,10 +301,10 @@ class CVAE(CheckedModel):
             raise ValueError(f"label: expected {expected}, got {label}")
         if label is None:
             return None
-        labels = checks.integers("label", label)
+        labels = array_checks.integers("label", label)
         if labels.shape not in ((), (count,)):
             raise ValueError(f"label: expected one for each of {count} images, got {len(labels)}")
-        checks.labels("label", labels, self.num_classes)
+        array_checks.labels("label", labels, self.num_classes)
         return tf.one_hot(np.broadcast_to(labels, count), self.num_classes)
 
     def image_seed(self, image: tf.Tensor) -> tf.Tensor:
@@ -363,7 +363,7 @@ class CVAE(CheckedModel):
 
     def _checked_rows(self, label: Any, seed: Any, size: int | None = None) -> tuple[tf.Tensor | None, np.ndarray]:
         """One-hot labels and seeds, one for each image."""
-        seeds = checks.integers("seed", seed)
+        seeds = array_checks.integers("seed", seed)
         given = [np.shape(array) for array in (label, seeds) if array is not None]
         sizes = {shape[0] for shape in given if shape} | (set() if size is None else {size})
         if len(sizes) > 1:

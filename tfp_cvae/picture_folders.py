@@ -11,7 +11,8 @@ import PIL.ExifTags
 import PIL.Image
 
 from tfp_cvae import cache, checks
-from tfp_cvae.archive import check_packing, file_size, map_arrays, one_line
+from tfp_cvae.archive import check_packing, file_size, one_line
+from tfp_cvae.array_files import map_arrays
 from tfp_cvae.data import Dataset, make_dataset
 
 # Those of the formats that Pillow knows in which pictures are kept; for others it runs a program, or trusts the file.

@@ -10,8 +10,6 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tfp_cvae import archive, atomic, checks, manifest
 from tfp_cvae.atomic import write_atomically
 from tfp_cvae.config import HELD_OUT_SEED, TrainConfig
@@ -20,6 +18,8 @@ from tfp_cvae.protocol import binarization_note, versions
 from tfp_cvae.run_folder import BACKUP, CONFIG, check_free, check_one_of, has_config, holds_run
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from tfp_cvae.data import Dataset
     from tfp_cvae.model import CVAE
 
@@ -349,16 +349,18 @@ class Run:
         """Whether `callbacks.ImageGrid` has kept anything."""
         return (self.path / "images_by_epoch.npz").is_file()
 
-    def images_by_epoch(self) -> tuple[np.ndarray, np.ndarray]:
+    def images_by_epoch(self) -> "tuple[np.ndarray, np.ndarray]":
         """What `callbacks.ImageGrid` kept: epochs `[e]` int64 and images `[e, rows, height, width, channels]` uint8.
 
         Raises:
             ValueError: If the file is not as it was written.
         """
+        from tfp_cvae.array_files import load_arrays
+
         file = self.path / "images_by_epoch.npz"
-        arrays = archive.load_arrays(file, ("epochs", "images"))
+        arrays = load_arrays(file, ("epochs", "images"))
         epochs, images = arrays.get("epochs"), arrays.get("images")
-        if epochs is None or images is None or epochs.shape != images.shape[:1] or images.dtype != np.uint8:
+        if epochs is None or images is None or epochs.shape != images.shape[:1] or images.dtype != "uint8":
             raise ValueError(
                 f"run: expected epochs [e] and images [e, ...] of uint8 in {archive.one_line(file)}, "
                 f"got {sorted(arrays)} of other shapes or kinds; train again"

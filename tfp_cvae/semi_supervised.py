@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras as keras
 from tensorflow_probability import distributions as tfd
 
-from tfp_cvae import augmentation, checks
+from tfp_cvae import array_checks, augmentation, checks
 from tfp_cvae.layers import OneHotCategorical
 from tfp_cvae.model import CVAE
 from tfp_cvae.model_checks import check_separate, checked_network
@@ -102,7 +102,7 @@ class SemiSupervisedCVAE(CVAE):
             TypeError: If image is symbolic.
             ValueError: If image has the wrong shape or range.
         """
-        image = checks.images("image", image, self.image_shape)
+        image = array_checks.images("image", image, self.image_shape)
         parts = [image[start : start + _CLASSIFIED_AT_ONCE] for start in range(0, len(image), _CLASSIFIED_AT_ONCE)]
         none = np.zeros([0, self.num_classes], np.float32)
         return np.concatenate([none, *(self.label_posterior(part).mean().numpy() for part in parts)])
