@@ -117,7 +117,8 @@ class CVAE(CheckedModel):
         """Approximate posterior q(z|x,y).
 
         Args:
-            image: `[batch, height, width, channels]` float32, in [0, 1].
+            image: `[batch, height, width, channels]` float32, in [0, 1]: the range is not checked here, as in a graph
+                there is nothing to look at; `fit`, `evaluate`, `predict` and `reconstruct` check it.
             one_hot: `[batch, num_classes]` float32, one-hot or a convex mixture; None without classes.
             training: Whether layers that act differently in training, such as `Dropout`, do so.
 
