@@ -1,3 +1,4 @@
+import collections
 import hashlib
 import os
 import re
@@ -566,21 +567,126 @@ def test_mistakes_in_fit(refusing, x, message, method):
         getattr(refusing, method)(x, IMAGE, verbose=0)
 
 
+NO_ARRAY = r"expected an array \[batch, {}\], got {}"
+
+
 @pytest.mark.parametrize(
-    ("element", "message"),
+    ("element", "error", "message"),
     [
-        (((IMAGE, ONE_HOT[:, :2]), IMAGE), r"one_hot: expected shape \[batch, 3\], got \[6, 2\]$"),
-        (((IMAGE[:, :4], ONE_HOT), IMAGE), r"image: expected shape \[batch, 8, 8, 1\], got \[6, 4, 8, 1\]$"),
-        (((IMAGE[0], ONE_HOT[0]), IMAGE[0]), r"image: expected shape \[batch, 8, 8, 1\], got \[8, 8, 1\]; batch it$"),
-        ((IMAGE, IMAGE), "inputs: expected .* got 1 array in the place of the inputs$"),
-        (({"image": IMAGE, "one_hot": ONE_HOT}, IMAGE), "inputs: expected .* got a dict in the place of the inputs$"),
+        (((IMAGE, ONE_HOT[:, :2]), IMAGE), ValueError, r"one_hot: expected shape \[batch, 3\], got \[6, 2\]"),
+        (((IMAGE[:, :4], ONE_HOT), IMAGE), ValueError, r"image: expected shape \[batch, 8, 8, 1\], got \[6, 4, 8, 1\]"),
+        (((IMAGE[0], ONE_HOT[0]), IMAGE[0]), ValueError, r"image: expected shape .* got \[8, 8, 1\]; batch it"),
+        ((IMAGE, IMAGE), ValueError, "inputs: expected .* got 1 array in the place of the inputs"),
+        (((IMAGE, ONE_HOT, ONE_HOT), IMAGE), ValueError, "inputs: expected .* got 3 arrays in the place of the inputs"),
+        (({"image": IMAGE, "one_hot": ONE_HOT}, IMAGE), ValueError, "inputs: .* got a dict in the place of the inputs"),
+        (
+            ((IMAGE, None), IMAGE),
+            ValueError,
+            "one_hot: " + NO_ARRAY.format(3, "None; of images without label a Semi.*"),
+        ),
+        (((IMAGE, (ONE_HOT,)), IMAGE), ValueError, "one_hot: " + NO_ARRAY.format(3, "a tuple; .*")),
+        ((({"a": IMAGE}, ONE_HOT), IMAGE), ValueError, "image: " + NO_ARRAY.format("8, 8, 1", "a dict")),
+        (((IMAGE.astype(str), ONE_HOT), IMAGE), TypeError, "image: expected numbers, got dtype string"),
+        (
+            ((IMAGE, tf.sparse.from_dense(ONE_HOT)), IMAGE),
+            TypeError,
+            "one_hot: expected a tensor, .*; use tf.sparse.to_d.*",
+        ),
     ],
 )
 @pytest.mark.parametrize("method", ["fit", "evaluate", "predict"])
-def test_a_dataset_of_other_inputs(refusing, element, message, method):
+def test_a_dataset_of_other_inputs(refusing, element, error, message, method):
     """Refused for what it says of itself, before a step is traced, in which Keras would tell it on thirty lines."""
-    with pytest.raises(ValueError, match=f"^{message}"):
+    with pytest.raises(error, match=f"^{message}$"):
         getattr(refusing, method)(tf.data.Dataset.from_tensors(element), verbose=0)
+
+
+def test_other_data_sets_of_other_inputs(refusing, dataset):
+    expected = "inputs: expected .* got 1 array in the place of the inputs$"
+    without_label = dataset.train.batches(32, conditional=False)
+    with pytest.raises(ValueError, match=expected):
+        refusing.fit(without_label, verbose=0)
+    with pytest.raises(ValueError, match=expected):
+        refusing.fit((IMAGE, ONE_HOT), IMAGE, validation_data=without_label, verbose=0)
+    plain = build_cvae((8, 8, 1), 0, latent_size=2, width=8)
+    plain.compile("adam", loss=NegativeELBO())
+    with pytest.raises(ValueError, match=r"inputs: expected image alone, as num_classes is 0, .* got 2 arrays in the"):
+        plain.evaluate(dataset.train.batches(32), verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        ((IMAGE, None), ValueError, "one_hot: " + NO_ARRAY.format(3, "None; of images without label .*")),
+        (((IMAGE,), ONE_HOT), ValueError, "image: " + NO_ARRAY.format("8, 8, 1", "a tuple")),
+        (({"a": IMAGE}, ONE_HOT), ValueError, "image: " + NO_ARRAY.format("8, 8, 1", "a dict")),
+        ((IMAGE, ONE_HOT.tolist()), ValueError, "one_hot: " + NO_ARRAY.format(3, "a list; .*")),
+        ((IMAGE[0], ONE_HOT), ValueError, r"image: expected shape \[n, 8, 8, 1\], got \[8, 8, 1\]; batch it"),
+        ((IMAGE.astype(str), ONE_HOT), TypeError, "image: expected numbers, got dtype <U32"),
+        ((IMAGE, ONE_HOT.astype(object)), TypeError, "one_hot: expected numbers, got dtype object"),
+    ],
+)
+@pytest.mark.parametrize("method", ["fit", "evaluate", "predict"])
+def test_other_arrays(refusing, x, error, message, method):
+    with pytest.raises(error, match=f"^{message}$"):
+        getattr(refusing, method)(x, **({} if method == "predict" else {"y": IMAGE}), verbose=0)
+
+
+def test_inputs_that_keras_takes_in_other_forms(cvae):
+    cvae.compile("adam", loss=NegativeELBO())
+    inputs = (IMAGE, ONE_HOT)
+    expected = cvae.evaluate(inputs, IMAGE, verbose=0)
+    unknown = tf.data.Dataset.from_generator(
+        lambda: iter([(inputs, IMAGE)]), output_types=((tf.float32, tf.float32), tf.float32)
+    )
+    named = collections.namedtuple("Named", "image one_hot")
+    for data in (
+        unknown,
+        tf.data.Dataset.from_tensors((named(*inputs), IMAGE)),
+        tf.data.Dataset.from_tensors((inputs, IMAGE, None)),
+        tf.data.Dataset.from_tensors(((tf.cast(IMAGE, tf.uint8), tf.cast(ONE_HOT, tf.int64)), IMAGE)),
+    ):
+        assert cvae.evaluate(data, verbose=0) == pytest.approx(expected, rel=1e-5)
+    predicted = cvae.predict(inputs, verbose=0)
+    np.testing.assert_allclose(
+        cvae.predict(tf.data.Dataset.from_tensors((inputs, None)), verbose=0), predicted, atol=1e-6
+    )
+    for nothing in ((), []):
+        cvae.fit(inputs, IMAGE, validation_data=nothing, verbose=0)
+    plain = build_cvae((8, 8, 1), 0, latent_size=2, width=8)
+    plain.compile("adam", loss=NegativeELBO())
+    of_one = tf.data.Dataset.from_tensors(((IMAGE,), IMAGE))
+    assert plain.evaluate(of_one, verbose=0) == pytest.approx(plain.evaluate(IMAGE, IMAGE, verbose=0), rel=1e-5)
+
+
+class OfDict(CVAE):
+    def call(self, inputs, training=False):
+        return super().call((inputs["image"], inputs["one_hot"]), training)
+
+
+class OfThree(CVAE):
+    def call(self, inputs, training=False):
+        return super().call(inputs[:2], training)
+
+
+class OfLabels(CVAE):
+    def test_step(self, data):
+        image, label = data
+        return super().test_step(((image, tf.one_hot(label, 3)), image))
+
+
+def test_a_subclass_with_inputs_of_its_own(cvae):
+    cvae.compile("adam", loss=NegativeELBO())
+    expected = cvae.evaluate((IMAGE, ONE_HOT), IMAGE, verbose=0)
+    for kind, x, y in (
+        (OfDict, {"image": IMAGE, "one_hot": ONE_HOT}, IMAGE),
+        (OfThree, (IMAGE, ONE_HOT, ONE_HOT), IMAGE),
+        (OfLabels, IMAGE, np.argmax(ONE_HOT, axis=-1)),
+    ):
+        model = kind(cvae.encoder, cvae.decoder, cvae.prior_network)
+        model.compile("adam", loss=NegativeELBO())
+        for data in ((x, y), (tf.data.Dataset.from_tensors((x, y)),)):
+            assert model.evaluate(*data, verbose=0) == pytest.approx(expected, rel=1e-5)
 
 
 def test_arrays_in_variables_are_checked(cvae, tmp_path):
@@ -598,6 +704,20 @@ def test_arrays_in_variables_are_checked(cvae, tmp_path):
     plain.compile("adam", loss=NegativeELBO())
     with pytest.raises(ValueError, match="shuffle: expected False for arrays beside Backup without batches"):
         plain.fit(good[0], good[0], callbacks=[Backup(tmp_path)], verbose=0)
+
+
+@pytest.mark.parametrize("method", ["fit", "evaluate", "predict"])
+def test_what_is_no_callback_is_refused(refusing, method):
+    arguments = ((IMAGE, ONE_HOT),) if method == "predict" else ((IMAGE, ONE_HOT), IMAGE)
+    for wrong, message in (
+        (
+            keras.callbacks.TerminateOnNaN,
+            r"an instance, got the class TerminateOnNaN; add parentheses: TerminateOnNaN\(\)",
+        ),
+        (print, "callbacks of tf_keras, got <built-in function print>"),
+    ):
+        with pytest.raises(TypeError, match=f"^callbacks: expected {message}$"):
+            getattr(refusing, method)(*arguments, callbacks=[wrong], verbose=0)
 
 
 @pytest.mark.parametrize("method", ["fit", "evaluate", "predict"])
@@ -863,10 +983,12 @@ def test_batches_without_the_target_are_refused(batch, num_classes):
     model.compile("adam", loss=NegativeELBO(), metrics=[ELBO()])
     x = batch if num_classes else batch[0]
     data = tf.data.Dataset.from_tensor_slices((x,) if num_classes else x).batch(50)
+    of_none = tf.data.Dataset.from_tensors((x, None))
     message = r"y: expected batches \(\(image, one_hot\), image\), or \(image, image\) without classes, got no target"
     for call in (
         lambda: model.fit(data, verbose=0),
         lambda: model.evaluate(data, verbose=0),
+        lambda: model.evaluate(of_none, verbose=0),
         lambda: model.fit(x, batch[0], validation_data=data, verbose=0),
     ):
         with pytest.raises(ValueError, match=message):

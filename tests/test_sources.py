@@ -20,7 +20,7 @@ import pytest
 from conftest import stripes
 from test_archive import limited
 
-from tfp_cvae import archive, cache, sources
+from tfp_cvae import array_files, cache, sources
 from tfp_cvae.dataset_names import path_of
 from tfp_cvae.on_disk import RowsOnDisk
 from tfp_cvae.sources import list_datasets, load_dataset
@@ -153,7 +153,7 @@ def test_spoilt_folders_of_arrays(tmp_path, spoil, message):
 
 def test_arrays_that_would_have_to_be_in_memory(tmp_path, monkeypatch):
     images, labels = stripes(60)
-    monkeypatch.setattr(archive, "MAX_DECODED_BYTES", 2000)
+    monkeypatch.setattr(array_files, "MAX_DECODED_BYTES", 2000)
     load_dataset(write_arrays(tmp_path / "arrays", images=images, labels=labels))
     for kind, dtype in ((images / np.float32(255), "float32"), (np.asfortranarray(images), "uint8 in Fortran order")):
         with pytest.raises(ValueError, match=f"GiB of {dtype}, more than the .* where uint8 in C order would be read"):

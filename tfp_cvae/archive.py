@@ -12,9 +12,6 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-# Of arrays or pictures, decoded: all that is read into memory at once.
-MAX_DECODED_BYTES = 8 * 2**30
-
 # Arrays of zeros are small on disk, up to 1,000 times, and drawings are smaller still; beyond this many bytes it is a
 # trick.
 _FREE_BYTES = 64 * 2**20
@@ -55,30 +52,14 @@ def file_size(path: str | os.PathLike[str], kind: str) -> int:
     return status.st_size
 
 
-def check_decoded_size(decoded: int, on_disk: int) -> None:
-    """Refuses what would take too much memory, or more than any true array is packed.
+def check_packing(decoded: int, on_disk: int) -> None:
+    """Refuses what is packed more than any true picture or array.
 
     Raises:
         ValueError: With the reason alone, as the name is known to the caller.
     """
-    if decoded > MAX_DECODED_BYTES:
-        raise ValueError(
-            f"{decoded / 2**30:.3g} GiB decoded, more than the {MAX_DECODED_BYTES / 2**30:g} GiB that are held in "
-            "memory; use fewer or smaller images"
-        )
-    check_packing(decoded, on_disk)
-
-
-def check_packing(decoded: int, on_disk: int) -> None:
-    """Refuses what is packed more than any true picture or array, likewise."""
     if decoded > _FREE_BYTES and decoded > _MAX_RATIO * on_disk:
         raise ValueError(f"{decoded / 2**20:.4g} MiB decoded from {on_disk:,} bytes, as only a trick would be packed")
-
-
-def array_names(path: str | os.PathLike[str]) -> list[str]:
-    """Names of the arrays of an `.npz` file, at most ten."""
-    with zipfile.ZipFile(path) as file:
-        return [one_line(name.removesuffix(".npy"), 50) for name in file.namelist()[:10]]
 
 
 def parse_json(text: str | bytes, limit: int = MAX_JSON_BYTES) -> Any:

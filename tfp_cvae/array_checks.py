@@ -8,6 +8,9 @@ from tfp_cvae import on_disk
 from tfp_cvae.archive import one_line
 from tfp_cvae.checks import shown
 
+# By how much the sum of a row of probabilities may differ from 1.
+SUM_TOLERANCE = 1e-3
+
 
 def array(name: str, value: Any, dtype: type | None = None) -> np.ndarray:
     """Returns what NumPy makes an array of, else raises ValueError, or TypeError for a tensor of a graph."""
@@ -46,8 +49,11 @@ def labels(name: str, value: np.ndarray, num_classes: int) -> None:
 
 def unit_interval(name: str, value: np.ndarray, shape: tuple[int, ...]) -> None:
     """Checks that an array is `[n, *shape]`, finite and in [0, 1]."""
+    if value.dtype.kind in "OSUMmc":
+        raise TypeError(f"{name}: expected numbers, got dtype {value.dtype}")
     if value.shape[1:] != shape or value.ndim != len(shape) + 1:
-        hint = "; cvae.one_hot(label, n) makes one-hot rows" if name == "one_hot" else ""
+        hint = "; batch it" if value.shape == shape else ""
+        hint = "; cvae.one_hot(label, n) makes one-hot rows" if name == "one_hot" else hint
         raise ValueError(f"{name}: expected shape [n, {', '.join(map(str, shape))}], got {list(value.shape)}{hint}")
     if value.size and not (value.min() >= 0 and value.max() <= 1):
         low, high = value.min(), value.max()
@@ -75,7 +81,7 @@ def finite(name: str, value: Any, size: int) -> np.ndarray:
 def sum_to_one(name: str, value: np.ndarray) -> None:
     """Checks that each row is one-hot, or a mixture of classes."""
     sums = value.sum(axis=-1)
-    if not np.allclose(sums, 1, atol=1e-3):
+    if not np.all(np.abs(sums - 1) < SUM_TOLERANCE):
         row = int(np.argmax(np.abs(sums - 1)))
         raise ValueError(f"{name}: expected rows that sum to 1 (one-hot, or a mixture), got {sums[row]} in row {row}")
 
@@ -84,27 +90,28 @@ def probabilities(name: str, value: Any, size: int) -> np.ndarray:
     """Returns `size` numbers >= 0, not all 0, as float64 that sum to 1."""
     if size == 0:
         raise ValueError(f"{name}: expected None for a model without classes, got {shown(value)}")
-    array = np.asarray(value)
-    if not np.issubdtype(array.dtype, np.number):
-        raise TypeError(f"{name}: expected {size} numbers, got {shown(value)}")
-    array = array.astype(np.float64)
-    if array.shape != (size,) or not (np.all(array >= 0) and 0 < array.sum() < np.inf):
+    given = _numbers(name, value, size)
+    if given.shape != (size,) or not (np.all(given >= 0) and 0 < given.sum() < np.inf):
         raise ValueError(f"{name}: expected {size} numbers >= 0, not all 0, got {shown(value)}")
-    return array / array.sum()
+    return given / given.sum()
 
 
 def log_probabilities(name: str, value: Any, size: int) -> np.ndarray:
     """Returns the logarithms of `size` probabilities, which sum to 1, as float64."""
-    array = np.asarray(value)
-    if not np.issubdtype(array.dtype, np.number):
-        raise TypeError(f"{name}: expected {size} numbers, got {shown(value)}")
-    array = array.astype(np.float64)
-    if array.shape != (size,) or not np.isclose(np.logaddexp.reduce(array), 0, atol=1e-3):
+    given = _numbers(name, value, size)
+    if given.shape != (size,) or not abs(np.logaddexp.reduce(given)) < SUM_TOLERANCE:
         raise ValueError(
             f"{name}: expected the logarithms of {size} probabilities, which sum to 1, got {shown(value)}; pass "
             "np.log(probabilities)"
         )
-    return array
+    return given
+
+
+def _numbers(name: str, value: Any, size: int) -> np.ndarray:
+    given = array(name, value)
+    if not np.issubdtype(given.dtype, np.number):
+        raise TypeError(f"{name}: expected {size} numbers, got {shown(value)}")
+    return given.astype(np.float64)
 
 
 def one_hot_or_zero(name: str, value: np.ndarray) -> None:

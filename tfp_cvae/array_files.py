@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from tfp_cvae import archive
-from tfp_cvae.archive import check_decoded_size, file_size, one_line, reason, zip_members
+from tfp_cvae.archive import check_packing, file_size, one_line, reason, zip_members
 from tfp_cvae.on_disk import stays_on_disk
 
+# All of the arrays that is read into memory at once.
+MAX_DECODED_BYTES = 8 * 2**30
 _MAX_NPY_HEADER = 16 * 2**10
 
 
@@ -39,13 +40,19 @@ def load_arrays(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str,
         with zipfile.ZipFile(path) as file:
             members = zip_members(file, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
             known = {name: members[f"{name}.npy"] for name in names if f"{name}.npy" in members}
-            check_decoded_size(sum(_claimed_size(file, member) for member in known.values()), size)
+            _check_decoded_size(sum(_claimed_size(file, member) for member in known.values()), size)
             return {name: _read_array(file, member) for name, member in known.items()}
     except Exception as error:
         raise ValueError(
             f"{one_line(path)}: expected an .npz file of plain arrays, got an unreadable one: {reason(error)}; "
             "get it again, or write it again with numpy.savez"
         ) from error
+
+
+def array_names(path: str | os.PathLike[str]) -> list[str]:
+    """Names of the arrays of an `.npz` file, at most ten."""
+    with zipfile.ZipFile(path) as file:
+        return [one_line(name.removesuffix(".npy"), 50) for name in file.namelist()[:10]]
 
 
 def map_arrays(folder: pathlib.Path, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -73,10 +80,10 @@ def _map_array(path: pathlib.Path) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if stays_on_disk(array):
             return array
-        if size > archive.MAX_DECODED_BYTES:
+        if size > MAX_DECODED_BYTES:
             raise ValueError(
                 f"{size / 2**30:.3g} GiB of {array.dtype}{'' if array.flags.c_contiguous else ' in Fortran order'}, "
-                f"more than the {archive.MAX_DECODED_BYTES / 2**30:g} GiB that are held in memory, where uint8 in C "
+                f"more than the {MAX_DECODED_BYTES / 2**30:g} GiB that are held in memory, where uint8 in C "
                 "order would be read from the file as it is needed"
             )
         return _checked_text(path.name, np.array(array))
@@ -125,3 +132,17 @@ def _checked_text(name: str, array: np.ndarray) -> np.ndarray:
         if code_points.max() > sys.maxunicode:
             raise ValueError(f"{name}, whose text is not Unicode")
     return array
+
+
+def _check_decoded_size(decoded: int, on_disk: int) -> None:
+    """Refuses what would take too much memory, or more than any true array is packed.
+
+    Raises:
+        ValueError: With the reason alone, as the name is known to the caller.
+    """
+    if decoded > MAX_DECODED_BYTES:
+        raise ValueError(
+            f"{decoded / 2**30:.3g} GiB decoded, more than the {MAX_DECODED_BYTES / 2**30:g} GiB that are held in "
+            "memory; use fewer or smaller images"
+        )
+    check_packing(decoded, on_disk)

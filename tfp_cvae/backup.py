@@ -225,7 +225,7 @@ class Backup(keras.callbacks.Callback):
 
     def _settings(self) -> dict[str, Any]:
         """What has to be the same for the result to be the same, in types of JSON."""
-        steps = self.params["steps"]
+        steps = self.params.get("steps")
         settings = {
             "compile": self.model.compiled_with,
             "seed": self.model.seed,

@@ -6,9 +6,8 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
+from tfp_cvae.array_checks import SUM_TOLERANCE
 from tfp_cvae.batches import EpochCounter
-
-_SUM_TOLERANCE = 1e-3
 
 
 class CheckedSequence(keras.utils.Sequence):
@@ -29,6 +28,32 @@ class CheckedSequence(keras.utils.Sequence):
         self._sequence.on_epoch_end()
 
 
+def check_spec(name: str, spec: Any, shape: tuple[int, ...]) -> None:
+    """Checks what a data set says of an input: a tensor of numbers, `[batch, *shape]`."""
+    check_single(name, spec, shape)
+    if not isinstance(spec, (tf.TensorSpec, tf.RaggedTensorSpec)):
+        advice = "; use tf.sparse.to_dense" if isinstance(spec, tf.SparseTensorSpec) else ""
+        raise TypeError(f"{name}: expected a tensor, got {spec!r:.80}{advice}")
+    if not (spec.dtype.is_floating or spec.dtype.is_integer or spec.dtype.is_bool):
+        raise TypeError(f"{name}: expected numbers, got dtype {spec.dtype.name}")
+    check_shape(name, spec.shape, shape)
+
+
+def check_single(name: str, given: Any, shape: tuple[int, ...]) -> None:
+    """Raises ValueError for None, or for a dict or the like, in the place of an array."""
+    if _is_none(given) or tf.nest.is_nested(given):
+        got = "None" if _is_none(given) else f"a {type(given).__name__}"
+        advice = "; of images without label a SemiSupervisedCVAE takes rows of 0" if name == "one_hot" else ""
+        raise ValueError(f"{name}: expected an array {_with_batch(shape)}, got {got}{advice}")
+
+
+def check_shape(name: str, given: tf.TensorShape, shape: tuple[int, ...]) -> None:
+    """Raises ValueError if a shape cannot be `[batch, *shape]`."""
+    if not given[1:].is_compatible_with(shape):
+        advice = "; batch it" if given.is_compatible_with(shape) else ""
+        raise ValueError(f"{name}: expected shape {_with_batch(shape)}, got {given.as_list()}{advice}")
+
+
 def checked_dataset(data: Any, takes_unlabelled: bool, with_target: bool) -> Any:
     """A `tf.data.Dataset` that stops with an error at an input that is out of range; anything else as it is.
 
@@ -47,7 +72,7 @@ def checked_dataset(data: Any, takes_unlabelled: bool, with_target: bool) -> Any
     # Batches of the training split, known by their `epochs`, are in [0, 1] as they are made.
     if not isinstance(data, tf.data.Dataset) or isinstance(getattr(data, "epochs", None), EpochCounter):
         return data
-    if with_target and keras.utils.unpack_x_y_sample_weight(data.element_spec)[1] is None:
+    if with_target and _is_none(keras.utils.unpack_x_y_sample_weight(data.element_spec)[1]):
         # Keras would leave out loss and metrics, and report 0.
         raise ValueError(
             "y: expected batches ((image, one_hot), image), or (image, image) without classes, got no target; give "
@@ -74,15 +99,24 @@ def checked_dataset(data: Any, takes_unlabelled: bool, with_target: bool) -> Any
                     holds &= tf.reduce_all((tensor == 0) | (tensor == 1)) & tf.reduce_all(sums <= 1)
                 else:
                     expected, advice = "rows in [0, 1] that sum to 1", "give one-hot rows"
-                    holds &= tf.reduce_all(tf.abs(sums - 1) < _SUM_TOLERANCE)
+                    holds &= tf.reduce_all(tf.abs(sums - 1) < SUM_TOLERANCE)
             message = f"{name}: expected {expected}"
             # One after the other, so that the first of them is told.
             with tf.control_dependencies(assertions):
                 assertions.append(_stopped_unless(holds, message, advice, tensor, of_grey=name != "one_hot"))
         with tf.control_dependencies(assertions):
-            return tf.nest.map_structure(tf.identity, (x, *rest))
+            return tf.nest.map_structure(lambda part: None if part is None else tf.identity(part), (x, *rest))
 
     return data.map(check)
+
+
+def _is_none(part: Any) -> bool:
+    """Whether a part of a batch is None, or a data set says so of it."""
+    return part is None or isinstance(part, tf.NoneTensorSpec)
+
+
+def _with_batch(shape: tuple[int, ...]) -> str:
+    return f"[batch, {', '.join(map(str, shape))}]"
 
 
 def _stopped_unless(holds: tf.Tensor, message: str, advice: str, tensor: tf.Tensor, of_grey: bool) -> tf.Operation:

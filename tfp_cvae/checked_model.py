@@ -12,7 +12,7 @@ import tf_keras as keras
 
 from tfp_cvae import array_checks
 from tfp_cvae.atomic import write_atomically
-from tfp_cvae.batch_checks import CheckedSequence, checked_dataset
+from tfp_cvae.batch_checks import CheckedSequence, check_shape, check_single, check_spec, checked_dataset
 from tfp_cvae.model_checks import (
     KERAS_FORMAT_ONLY,
     check_callbacks,
@@ -24,6 +24,8 @@ from tfp_cvae.model_checks import (
 )
 
 _ARRAYS = (np.ndarray, tf.Tensor, tf.Variable)
+# Which read a batch as a whole.
+_STEPS = ("train_step", "test_step", "predict_step")
 
 
 class CheckedModel(keras.Model):
@@ -183,7 +185,7 @@ class CheckedModel(keras.Model):
             The history: loss and metrics of each epoch.
 
         Raises:
-            TypeError: If a callback is not one of `tf_keras`.
+            TypeError: If a callback is not one of `tf_keras`, or values are no numbers.
             ValueError: If an array is not finite, out of range or of the wrong shape, batches have no target, there is
                 a class_weight, or the callbacks do not fit.
         """
@@ -317,7 +319,7 @@ class CheckedModel(keras.Model):
         checked = []
         for name, shape, given in self._named(inputs):
             tensor = tf.cast(given, tf.float32)
-            _check_shape(name, tensor.shape, shape)
+            check_shape(name, tensor.shape, shape)
             # Those of a generator are not known.
             checked.append(tensor if tensor.shape[1:].is_fully_defined() else tf.ensure_shape(tensor, [None, *shape]))
         return checked[0], (checked[1] if self.num_classes else None)
@@ -339,10 +341,16 @@ class CheckedModel(keras.Model):
 
     def _check_inputs(self, x: Any) -> bool:
         """Checks arrays given to Keras, and says whether there were any."""
-        first = x[0] if isinstance(x, (tuple, list)) and x else x
-        if not isinstance(first, (*_ARRAYS, Mapping)):
+        if not any(isinstance(part, _ARRAYS) for part in tf.nest.flatten(x)):
             return False
-        for name, shape, array in self._named(x):
+        if self._has_stock("call", *_STEPS):
+            named = self._named(x)
+            for name, shape, array in named:
+                check_single(name, array, shape)
+        else:
+            given = x if isinstance(x, (tuple, list)) else (x,)
+            named = [(name, shape, array) for (name, shape), array in zip(self._input_shapes(), given, strict=False)]
+        for name, shape, array in named:
             if isinstance(array, _ARRAYS):
                 array_checks.unit_interval(name, np.asarray(array), shape)
                 if name == "one_hot":
@@ -350,9 +358,14 @@ class CheckedModel(keras.Model):
                     check(name, np.asarray(array))
         return True
 
-    def _check_arrays(self, x: Any, y: Any = None) -> None:
+    def _has_stock(self, *names: str) -> bool:
+        """Whether no subclass has methods of these names of its own, which may take other inputs or targets."""
+        methods = (getattr(type(self), name) for name in names)
+        return all(method.__module__.partition(".")[0] in ("tfp_cvae", "tf_keras") for method in methods)
+
+    def _check_arrays(self, x: Any = None, y: Any = None) -> None:
         """Checks arrays given to `fit`."""
-        if self._check_inputs(x):
+        if self._check_inputs(x) and self._has_stock(*_STEPS):
             if y is None:
                 raise ValueError("y: expected the image again, as in fit((image, one_hot), image), got None")
             array_checks.unit_interval("y (the image again)", np.asarray(y), self.image_shape)
@@ -370,26 +383,19 @@ class CheckedModel(keras.Model):
 
         if isinstance(data, keras.utils.Sequence):
             return CheckedSequence(data, checked)
-        if isinstance(data, tf.data.Dataset):
+        if isinstance(data, tf.data.Dataset) and self._has_stock("call", *_STEPS):
             x, _, _ = keras.utils.unpack_x_y_sample_weight(data.element_spec)
             for name, shape, spec in self._named(x):
-                _check_shape(name, spec.shape, shape)
+                check_spec(name, spec, shape)
         return (
             map(checked, data)
             if isinstance(data, Iterator)
-            else checked_dataset(data, self.takes_unlabelled, with_target)
+            else checked_dataset(data, self.takes_unlabelled, with_target and self._has_stock(*_STEPS))
         )
 
     def _input_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
         """Name and shape, without the batch, of each input of the model."""
         return [("image", self.image_shape), *([("one_hot", (self.num_classes,))] if self.num_classes else [])]
-
-
-def _check_shape(name: str, given: tf.TensorShape, shape: tuple[int, ...]) -> None:
-    """Raises ValueError if a shape cannot be `[batch, *shape]`."""
-    if not given[1:].is_compatible_with(shape):
-        expected, advice = ", ".join(map(str, shape)), "; batch it" if given.is_compatible_with(shape) else ""
-        raise ValueError(f"{name}: expected shape [batch, {expected}], got {given.as_list()}{advice}")
 
 
 def _settings(part: Any) -> dict[str, Any] | None:

@@ -56,6 +56,11 @@ def seed(name: str, value: Any) -> int:
     return integer(name, value, 0, below=2**31)
 
 
+def num_samples(name: str, value: Any) -> int:
+    """Returns a number of samples for each image if it is an integer in [1, 2**31), else raises likewise."""
+    return integer(name, value, 1, below=2**31)
+
+
 def kind(name: str, value: Any, expected: type) -> None:
     """Raises TypeError if `value` is not an instance of `expected`."""
     if not isinstance(value, expected):

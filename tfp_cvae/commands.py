@@ -179,7 +179,7 @@ class Export:
         run = Run.load(self.run_folder)
         run.check_has_model()
         checks.versions_folder("output", self.output)
-        checks.integer("num_importance_samples", self.num_importance_samples, 1, below=2**31)
+        checks.num_samples("num_importance_samples", self.num_importance_samples)
         _note_if_unfinished(run)
         import_tensorflow()
         from tfp_cvae.export import export_run, server_commands

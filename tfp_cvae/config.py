@@ -245,7 +245,7 @@ class EvaluationConfig:
     """Seed of importance samples, generated images and classifiers."""
 
     def __post_init__(self) -> None:
-        _put(self, "num_importance_samples", checks.integer, 1, below=2**31)
+        _put(self, "num_importance_samples", checks.num_samples)
         for name in ("generated_per_class", "classifier_epochs"):
             _put(self, name, checks.integer, 1)
         for name in ("num_images", "num_classifier_images"):

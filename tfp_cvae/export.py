@@ -85,7 +85,7 @@ def export_saved_model(
         raise TypeError(
             f"cvae: expected a CVAE, got {cvae!r:.80}; for a run folder, use export_run(Run.load(folder), ...)"
         )
-    num_importance_samples = checks.integer("num_importance_samples", num_importance_samples, 1, below=2**31)
+    num_importance_samples = checks.num_samples("num_importance_samples", num_importance_samples)
     probabilities = (
         np.full(cvae.num_classes, 1 / max(1, cvae.num_classes))
         if class_probabilities is None

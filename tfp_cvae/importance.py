@@ -89,7 +89,7 @@ def importance_estimate(
         ValueError: If a value or shape is out of range, or the model gives numbers that are not finite.
     """
     image = array_checks.images("image", image, cvae.image_shape)
-    num_samples = checks.integer("num_samples", num_samples, 1, below=2**31)
+    num_samples = checks.num_samples("num_samples", num_samples)
     batch_size = checks.integer("batch_size", batch_size, 1)
     seed = checks.seed("seed", seed)
     index = np.arange(len(image)) if index is None else np.atleast_1d(array_checks.integers("index", index))

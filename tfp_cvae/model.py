@@ -102,7 +102,7 @@ class CVAE(CheckedModel):
 
     @num_samples.setter
     def num_samples(self, value: int) -> None:
-        self._set_traced("_num_samples", checks.integer("num_samples", value, 1))
+        self._set_traced("_num_samples", checks.num_samples("num_samples", value))
 
     @property
     def seed(self) -> int:

@@ -57,7 +57,8 @@ def compute_dtypes(model: keras.Model) -> list[str]:
 
 
 def check_optimizer(optimizer: Any, dtypes: Collection[str]) -> None:
-    """Raises TypeError for an optimizer of another Keras, and ValueError for one that fails in one of the dtypes."""
+    """Raises TypeError for a class or an optimizer of another Keras, ValueError for one that fails in a dtype."""
+    _check_no_class("optimizer", optimizer)
     if _is_of_keras_3(optimizer):
         raise _another_keras("optimizer", optimizer, "one", "optimizers")
     # Keras scales the loss by itself only where the model is float16 as a whole.
@@ -103,7 +104,10 @@ def check_callbacks(callbacks: Any, bounds: Collection[str]) -> None:
     listed = _listed(callbacks)
     for callback in listed:
         if not isinstance(callback, (keras.callbacks.Callback, keras.callbacks.CallbackList, type(None))):
-            raise _another_keras("callbacks", callback, "callbacks", "callbacks")
+            _check_no_class("callbacks", callback)
+            if _is_of_keras_3(callback):
+                raise _another_keras("callbacks", callback, "callbacks", "callbacks")
+            raise TypeError(f"callbacks: expected callbacks of tf_keras, got {callback!r:.80}")
         monitor = getattr(callback, "monitor", None)
         falls = getattr(callback, "monitor_op", None) is np.less or getattr(callback, "mode", None) in ("auto", "min")
         if str(monitor).removeprefix("val_") in bounds and falls:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from tfp_cvae import cache, checks
-from tfp_cvae.archive import array_names, one_line
-from tfp_cvae.array_files import load_arrays, map_arrays
+from tfp_cvae.archive import one_line
+from tfp_cvae.array_files import array_names, load_arrays, map_arrays
 from tfp_cvae.config import TrainConfig
 from tfp_cvae.data import Dataset, make_dataset
 from tfp_cvae.dataset_names import EMBEDDED, check_is_there, is_tfds_name, path_of
