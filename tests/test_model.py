@@ -567,6 +567,7 @@ def test_mistakes_in_fit(refusing, x, message, method):
         getattr(refusing, method)(x, IMAGE, verbose=0)
 
 
+NONE = "None; of images without label a SemiSupervisedCVAE takes rows of 0"
 NO_ARRAY = r"expected an array \[batch, {}\], got {}"
 
 
@@ -582,10 +583,10 @@ NO_ARRAY = r"expected an array \[batch, {}\], got {}"
         (
             ((IMAGE, None), IMAGE),
             ValueError,
-            "one_hot: " + NO_ARRAY.format(3, "None; of images without label a Semi.*"),
+            "one_hot: " + NO_ARRAY.format(3, NONE),
         ),
-        (((IMAGE, (ONE_HOT,)), IMAGE), ValueError, "one_hot: " + NO_ARRAY.format(3, "a tuple; .*")),
-        ((({"a": IMAGE}, ONE_HOT), IMAGE), ValueError, "image: " + NO_ARRAY.format("8, 8, 1", "a dict")),
+        (((IMAGE, (ONE_HOT,)), IMAGE), ValueError, "one_hot: " + NO_ARRAY.format(3, "a tuple of arrays")),
+        ((({"a": IMAGE}, ONE_HOT), IMAGE), ValueError, "image: " + NO_ARRAY.format("8, 8, 1", "a dict of arrays")),
         (((IMAGE.astype(str), ONE_HOT), IMAGE), TypeError, "image: expected numbers, got dtype string"),
         (
             ((IMAGE, tf.sparse.from_dense(ONE_HOT)), IMAGE),
@@ -617,10 +618,9 @@ def test_other_data_sets_of_other_inputs(refusing, dataset):
 @pytest.mark.parametrize(
     ("x", "error", "message"),
     [
-        ((IMAGE, None), ValueError, "one_hot: " + NO_ARRAY.format(3, "None; of images without label .*")),
-        (((IMAGE,), ONE_HOT), ValueError, "image: " + NO_ARRAY.format("8, 8, 1", "a tuple")),
-        (({"a": IMAGE}, ONE_HOT), ValueError, "image: " + NO_ARRAY.format("8, 8, 1", "a dict")),
-        ((IMAGE, ONE_HOT.tolist()), ValueError, "one_hot: " + NO_ARRAY.format(3, "a list; .*")),
+        ((IMAGE, None), ValueError, "one_hot: " + NO_ARRAY.format(3, NONE)),
+        (((IMAGE,), ONE_HOT), ValueError, "image: " + NO_ARRAY.format("8, 8, 1", "a tuple of arrays")),
+        (({"a": IMAGE}, ONE_HOT), ValueError, "image: " + NO_ARRAY.format("8, 8, 1", "a dict of arrays")),
         ((IMAGE[0], ONE_HOT), ValueError, r"image: expected shape \[n, 8, 8, 1\], got \[8, 8, 1\]; batch it"),
         ((IMAGE.astype(str), ONE_HOT), TypeError, "image: expected numbers, got dtype <U32"),
         ((IMAGE, ONE_HOT.astype(object)), TypeError, "one_hot: expected numbers, got dtype object"),
@@ -659,9 +659,29 @@ def test_inputs_that_keras_takes_in_other_forms(cvae):
     assert plain.evaluate(of_one, verbose=0) == pytest.approx(plain.evaluate(IMAGE, IMAGE, verbose=0), rel=1e-5)
 
 
+@pytest.mark.parametrize("method", ["fit", "evaluate"])
+@pytest.mark.parametrize(
+    ("target", "error", "message"),
+    [
+        (np.argmax(ONE_HOT, axis=-1), ValueError, r"expected shape \[batch, 8, 8, 1\], got \[6\]"),
+        (ONE_HOT, ValueError, r"expected shape \[batch, 8, 8, 1\], got \[6, 3\]"),
+        (IMAGE.astype(str), TypeError, "expected numbers, got dtype string"),
+        (tf.sparse.from_dense(IMAGE), TypeError, "expected a tensor, got SparseTensorSpec.*; use tf.sparse.to_dense"),
+    ],
+)
+def test_a_dataset_of_other_targets(refusing, target, error, message, method):
+    with pytest.raises(error, match=rf"^y \(the image again\): {message}$"):
+        getattr(refusing, method)(tf.data.Dataset.from_tensors(((IMAGE, ONE_HOT), target)), verbose=0)
+
+
+def test_the_label_is_missing_in_a_call(cvae):
+    with pytest.raises(ValueError, match=f"one_hot: {NO_ARRAY.format(3, NONE)}"):
+        cvae((IMAGE, None))
+
+
 class OfDict(CVAE):
     def call(self, inputs, training=False):
-        return super().call((inputs["image"], inputs["one_hot"]), training)
+        return super().call((inputs["picture"], inputs["condition"]), training)
 
 
 class OfThree(CVAE):
@@ -670,23 +690,93 @@ class OfThree(CVAE):
 
 
 class OfLabels(CVAE):
+    def call(self, inputs, training=False):
+        image, label = inputs
+        return super().call((image, tf.one_hot(label, 3)), training)
+
+
+class StepsOfLabels(CVAE):
+    def train_step(self, data):
+        return super().train_step(self._with_one_hot(*data))
+
     def test_step(self, data):
-        image, label = data
-        return super().test_step(((image, tf.one_hot(label, 3)), image))
+        return super().test_step(self._with_one_hot(*data))
+
+    def predict_step(self, data):
+        return super().predict_step(self._with_one_hot(*data))
+
+    @staticmethod
+    def _with_one_hot(image, label):
+        return (image, tf.one_hot(label, 3)), image
 
 
-def test_a_subclass_with_inputs_of_its_own(cvae):
+LABEL = np.argmax(ONE_HOT, axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "x", "y"),
+    [
+        (OfDict, {"picture": IMAGE, "condition": ONE_HOT}, IMAGE),
+        (OfThree, (IMAGE, ONE_HOT, ONE_HOT), IMAGE),
+        (OfLabels, (IMAGE, LABEL), IMAGE),
+        (StepsOfLabels, IMAGE, LABEL),
+    ],
+)
+def test_a_subclass_with_inputs_of_its_own(cvae, kind, x, y):
+    cvae.compile(keras.optimizers.SGD(0.0), loss=NegativeELBO())
+    expected = cvae.evaluate((IMAGE, ONE_HOT), IMAGE, verbose=0)
+    model = kind(cvae.encoder, cvae.decoder, cvae.prior_network)
+    model.compile(keras.optimizers.SGD(0.0), loss=NegativeELBO())
+    dataset = tf.data.Dataset.from_tensors((x, y))
+    for data in ((x, y), (dataset,)):
+        assert model.evaluate(*data, verbose=0) == pytest.approx(expected, rel=1e-5)
+        history = model.fit(*data, validation_data=dataset, verbose=0).history
+        assert history["val_loss"] == pytest.approx([expected], rel=1e-5)
+    if kind is StepsOfLabels:
+        of_one_hot = cvae.predict((IMAGE, ONE_HOT), verbose=0)
+        np.testing.assert_allclose(model.predict(dataset, verbose=0), of_one_hot, atol=1e-6)
+
+
+class PassedOn(CVAE):
+    def train_step(self, data):
+        return super().train_step(data)
+
+    def predict_step(self, data):
+        return super().predict_step(data)
+
+
+def test_a_subclass_with_the_inputs_of_the_package(cvae):
+    """Its images are checked all the same, and where the step is Keras's, everything."""
+    model = PassedOn(cvae.encoder, cvae.decoder, cvae.prior_network)
+    model.compile("adam", loss=NegativeELBO())
+    good, grey = (tf.data.Dataset.from_tensors(((IMAGE + grey, ONE_HOT), IMAGE + grey)) for grey in (0, 255))
+    for method in ("fit", "evaluate", "predict"):
+        getattr(model, method)(good, verbose=0)
+        with pytest.raises(tf.errors.InvalidArgumentError, match="image: expected values in"):
+            getattr(model, method)(grey, verbose=0)
+        with pytest.raises(ValueError, match=r"^image: expected values in \[0, 1\], got 255.0 to 255.0"):
+            getattr(model, method)((IMAGE + 255, ONE_HOT), **({} if method == "predict" else {"y": IMAGE}), verbose=0)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"again.*: expected values in"):
+        model.fit(tf.data.Dataset.from_tensors(((IMAGE, ONE_HOT), IMAGE + 255)), verbose=0)
+    for wrong, message in ((((IMAGE, ONE_HOT),), "got no target"), ((IMAGE, IMAGE), "got 1 array in the place")):
+        with pytest.raises(ValueError, match=message):
+            model.evaluate(tf.data.Dataset.from_tensors(wrong), verbose=0)
+
+
+@pytest.mark.parametrize("as_sequence", [False, True])
+def test_lists_of_numbers_in_the_batches_of_a_generator(cvae, as_sequence):
     cvae.compile("adam", loss=NegativeELBO())
     expected = cvae.evaluate((IMAGE, ONE_HOT), IMAGE, verbose=0)
-    for kind, x, y in (
-        (OfDict, {"image": IMAGE, "one_hot": ONE_HOT}, IMAGE),
-        (OfThree, (IMAGE, ONE_HOT, ONE_HOT), IMAGE),
-        (OfLabels, IMAGE, np.argmax(ONE_HOT, axis=-1)),
-    ):
-        model = kind(cvae.encoder, cvae.decoder, cvae.prior_network)
-        model.compile("adam", loss=NegativeELBO())
-        for data in ((x, y), (tf.data.Dataset.from_tensors((x, y)),)):
-            assert model.evaluate(*data, verbose=0) == pytest.approx(expected, rel=1e-5)
+    batch = ((IMAGE, ONE_HOT.tolist()), IMAGE)
+
+    class One(keras.utils.Sequence):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return batch
+
+    assert cvae.evaluate(One() if as_sequence else iter([batch]), verbose=0) == pytest.approx(expected, rel=1e-5)
 
 
 def test_arrays_in_variables_are_checked(cvae, tmp_path):

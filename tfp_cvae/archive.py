@@ -53,7 +53,7 @@ def file_size(path: str | os.PathLike[str], kind: str) -> int:
 
 
 def check_packing(decoded: int, on_disk: int) -> None:
-    """Refuses what is packed more than any true picture or array.
+    """Refuses what is packed more tightly than any true picture or array.
 
     Raises:
         ValueError: With the reason alone, as the name is known to the caller.

@@ -47,14 +47,20 @@ def labels(name: str, value: np.ndarray, num_classes: int) -> None:
         raise ValueError(f"{name}: expected 0 to {num_classes - 1}, got {high if high >= num_classes else low}")
 
 
+def form(name: str, value: Any, shape: tuple[int, ...]) -> None:
+    """Checks that what NumPy makes an array of is numbers `[n, *shape]`."""
+    given = array(name, value)
+    if given.dtype.kind in "OSUMmc":
+        raise TypeError(f"{name}: expected numbers, got dtype {given.dtype}")
+    if given.shape[1:] != shape or given.ndim != len(shape) + 1:
+        hint = "; batch it" if given.shape == shape else ""
+        hint = "; cvae.one_hot(label, n) makes one-hot rows" if name == "one_hot" else hint
+        raise ValueError(f"{name}: expected shape [n, {', '.join(map(str, shape))}], got {list(given.shape)}{hint}")
+
+
 def unit_interval(name: str, value: np.ndarray, shape: tuple[int, ...]) -> None:
     """Checks that an array is `[n, *shape]`, finite and in [0, 1]."""
-    if value.dtype.kind in "OSUMmc":
-        raise TypeError(f"{name}: expected numbers, got dtype {value.dtype}")
-    if value.shape[1:] != shape or value.ndim != len(shape) + 1:
-        hint = "; batch it" if value.shape == shape else ""
-        hint = "; cvae.one_hot(label, n) makes one-hot rows" if name == "one_hot" else hint
-        raise ValueError(f"{name}: expected shape [n, {', '.join(map(str, shape))}], got {list(value.shape)}{hint}")
+    form(name, value, shape)
     if value.size and not (value.min() >= 0 and value.max() <= 1):
         low, high = value.min(), value.max()
         hint = "; give one-hot rows" if name == "one_hot" else _hint(high)

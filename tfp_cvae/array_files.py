@@ -135,7 +135,7 @@ def _checked_text(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def _check_decoded_size(decoded: int, on_disk: int) -> None:
-    """Refuses what would take too much memory, or more than any true array is packed.
+    """Refuses what would take too much memory, or is packed more tightly than any true array.
 
     Raises:
         ValueError: With the reason alone, as the name is known to the caller.

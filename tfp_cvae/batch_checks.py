@@ -9,6 +9,8 @@ import tf_keras as keras
 from tfp_cvae.array_checks import SUM_TOLERANCE
 from tfp_cvae.batches import EpochCounter
 
+TARGET = "y (the image again)"
+
 
 class CheckedSequence(keras.utils.Sequence):
     """A `Sequence` whose batches go through a check."""
@@ -29,8 +31,7 @@ class CheckedSequence(keras.utils.Sequence):
 
 
 def check_spec(name: str, spec: Any, shape: tuple[int, ...]) -> None:
-    """Checks what a data set says of an input: a tensor of numbers, `[batch, *shape]`."""
-    check_single(name, spec, shape)
+    """Checks what a data set says of an array: a tensor of numbers, `[batch, *shape]`."""
     if not isinstance(spec, (tf.TensorSpec, tf.RaggedTensorSpec)):
         advice = "; use tf.sparse.to_dense" if isinstance(spec, tf.SparseTensorSpec) else ""
         raise TypeError(f"{name}: expected a tensor, got {spec!r:.80}{advice}")
@@ -40,11 +41,13 @@ def check_spec(name: str, spec: Any, shape: tuple[int, ...]) -> None:
 
 
 def check_single(name: str, given: Any, shape: tuple[int, ...]) -> None:
-    """Raises ValueError for None, or for a dict or the like, in the place of an array."""
-    if _is_none(given) or tf.nest.is_nested(given):
-        got = "None" if _is_none(given) else f"a {type(given).__name__}"
+    """Raises ValueError for None, or for arrays in a dict or the like, in the place of an array."""
+    if _is_none(given):
         advice = "; of images without label a SemiSupervisedCVAE takes rows of 0" if name == "one_hot" else ""
-        raise ValueError(f"{name}: expected an array {_with_batch(shape)}, got {got}{advice}")
+        raise ValueError(f"{name}: expected an array {_with_batch(shape)}, got None{advice}")
+    # Lists of numbers are as good as an array.
+    if tf.nest.is_nested(given) and any(getattr(part, "shape", ()) != () for part in tf.nest.flatten(given)):
+        raise ValueError(f"{name}: expected an array {_with_batch(shape)}, got a {type(given).__name__} of arrays")
 
 
 def check_shape(name: str, given: tf.TensorShape, shape: tuple[int, ...]) -> None:
@@ -54,12 +57,8 @@ def check_shape(name: str, given: tf.TensorShape, shape: tuple[int, ...]) -> Non
         raise ValueError(f"{name}: expected shape {_with_batch(shape)}, got {given.as_list()}{advice}")
 
 
-def checked_dataset(data: Any, takes_unlabelled: bool, with_target: bool) -> Any:
-    """A `tf.data.Dataset` that stops with an error at an input that is out of range; anything else as it is.
-
-    Images are to be in [0, 1], those that are given again as the target as well, and rows of labels to be in [0, 1],
-    too, and to sum to 1; or, if images without label are taken, to be one-hot or 0.
-    """
+def check_is_batches(data: Any, takes_unlabelled: bool) -> None:
+    """Refuses a split in the place of its batches, and batches with images without label if they are not taken."""
     uses = {"its method batches, as in batches(128)": data, "train.batches(128)": getattr(data, "train", None)}
     for use, part in uses.items():
         if callable(getattr(part, "batches", None)):
@@ -69,23 +68,47 @@ def checked_dataset(data: Any, takes_unlabelled: bool, with_target: bool) -> Any
             "x: expected images that all have a label, got batches with some that have none; use a "
             "SemiSupervisedCVAE (build_semi_supervised_cvae)"
         )
+
+
+def target_is_checked(spec: Any, shape: tuple[int, ...], *, strict: bool) -> bool:
+    """Whether the target of a data set is images of this shape, by what the data set says; if `strict` it has to be."""
+    try:
+        if _is_none(spec):
+            # Keras would leave out loss and metrics, and report 0.
+            raise ValueError(
+                "y: expected batches ((image, one_hot), image), or (image, image) without classes, got no target; give "
+                "the image again"
+            )
+        check_spec(TARGET, tf.nest.flatten(spec)[0], shape)
+    except (TypeError, ValueError):
+        if strict:
+            raise
+        return False
+    return True
+
+
+def checked_dataset(data: tf.data.Dataset, takes_unlabelled: bool, *, inputs: bool, target: bool) -> tf.data.Dataset:
+    """A data set that stops with an error at a batch that is out of range.
+
+    Images are to be in [0, 1], those that are given again as the target as well, and rows of labels to be in [0, 1],
+    too, and to sum to 1; or, if images without label are taken, to be one-hot or 0.
+
+    Args:
+        data: Batches.
+        takes_unlabelled: Whether images without label are taken.
+        inputs: Whether the inputs are an image, or an image and a label, of which that is to hold.
+        target: Whether the target is the image.
+    """
     # Batches of the training split, known by their `epochs`, are in [0, 1] as they are made.
-    if not isinstance(data, tf.data.Dataset) or isinstance(getattr(data, "epochs", None), EpochCounter):
+    if isinstance(getattr(data, "epochs", None), EpochCounter):
         return data
-    if with_target and _is_none(keras.utils.unpack_x_y_sample_weight(data.element_spec)[1]):
-        # Keras would leave out loss and metrics, and report 0.
-        raise ValueError(
-            "y: expected batches ((image, one_hot), image), or (image, image) without classes, got no target; give "
-            "the image again"
-        )
 
     @tf.autograph.experimental.do_not_convert
     def check(x: Any, *rest: Any) -> Any:
         assertions: list[tf.Operation] = []
-        targets = tf.nest.flatten(rest[0])[:1] if rest and with_target else []
         named = [
-            *zip(("image", "one_hot"), tf.nest.flatten(x), strict=False),
-            *(("y (the image again)", y) for y in targets),
+            *(zip(("image", "one_hot"), tf.nest.flatten(x), strict=False) if inputs else ()),
+            *([(TARGET, tf.nest.flatten(rest[0])[0])] if target else ()),
         ]
         for name, given in named:
             tensor = tf.cast(given, tf.float32)

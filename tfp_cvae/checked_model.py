@@ -12,7 +12,16 @@ import tf_keras as keras
 
 from tfp_cvae import array_checks
 from tfp_cvae.atomic import write_atomically
-from tfp_cvae.batch_checks import CheckedSequence, check_shape, check_single, check_spec, checked_dataset
+from tfp_cvae.batch_checks import (
+    TARGET,
+    CheckedSequence,
+    check_is_batches,
+    check_shape,
+    check_single,
+    check_spec,
+    checked_dataset,
+    target_is_checked,
+)
 from tfp_cvae.model_checks import (
     KERAS_FORMAT_ONLY,
     check_callbacks,
@@ -24,8 +33,6 @@ from tfp_cvae.model_checks import (
 )
 
 _ARRAYS = (np.ndarray, tf.Tensor, tf.Variable)
-# Which read a batch as a whole.
-_STEPS = ("train_step", "test_step", "predict_step")
 
 
 class CheckedModel(keras.Model):
@@ -62,7 +69,7 @@ class CheckedModel(keras.Model):
 
         Raises:
             TypeError: If the optimizer or a metric is not one of `tf_keras`, there is more than one loss, or a class
-                stands in the place of a loss or metric.
+                stands in the place of an instance.
             ValueError: If the loss is one of Keras, which sees the mean image alone, a metric is "accuracy", which
                 would be that of pixels, or networks in float16 are trained without scaling of the loss.
         """
@@ -164,8 +171,9 @@ class CheckedModel(keras.Model):
     ) -> keras.callbacks.History:
         """Trains as `keras.Model.fit` does, after a check of what is given.
 
-        A batch of a `tf.data.Dataset` is checked when it comes: one that is out of range stops the training with an
-        `InvalidArgumentError` of TensorFlow.
+        The form of a `tf.data.Dataset` is checked before the training, and each batch when it comes: one that is out of
+        range stops the training with an `InvalidArgumentError` of TensorFlow. A subclass with a `call` or a step of its
+        own may be given what these take; it is checked as far as it is the image and the label of this model.
 
         Args:
             x: `(image, one_hot)` arrays, or `image` without classes; or a `tf.data.Dataset`, `Sequence` or generator of
@@ -194,12 +202,12 @@ class CheckedModel(keras.Model):
                 "class_weight: expected None, as y is the image and Keras would weigh its pixels, got "
                 f"{class_weight!r:.80}; give sample_weight, one for each image"
             )
-        self._check_arrays(x, y)
-        x = self._checked_batches(x)
+        self._check_arrays("train_step", x, y)
+        x = self._checked_batches("train_step", x)
         if isinstance(validation_data, (tuple, list)):
-            self._check_arrays(*validation_data[:2])
+            self._check_arrays("test_step", *validation_data[:2])
         elif validation_data is not None:
-            validation_data = self._checked_batches(validation_data)
+            validation_data = self._checked_batches("test_step", validation_data)
         check_callbacks(callbacks, self._bounds)
         if shuffle and isinstance(x, (*_ARRAYS, tuple, list)):
             check_order(callbacks)
@@ -242,8 +250,8 @@ class CheckedModel(keras.Model):
         """
         # `fit` validates through this method too, with what it has checked itself.
         if "_use_cached_eval_dataset" not in kwargs:
-            self._check_arrays(x, y)
-            x = self._checked_batches(x)
+            self._check_arrays("test_step", x, y)
+            x = self._checked_batches("test_step", x)
             check_callbacks(callbacks, self._bounds)
         with self._steps_per_execution_kept():
             return super().evaluate(x, y, batch_size, verbose, sample_weight, steps, callbacks, **kwargs)
@@ -274,8 +282,8 @@ class CheckedModel(keras.Model):
             TypeError: As of `fit`.
             ValueError: As of `fit`.
         """
-        self._check_inputs(x)
-        x = self._checked_batches(x, with_target=False)
+        self._check_arrays("predict_step", x)
+        x = self._checked_batches("predict_step", x)
         check_callbacks(callbacks, self._bounds)
         with self._steps_per_execution_kept():
             return super().predict(x, batch_size, verbose, steps, callbacks, **kwargs)
@@ -325,7 +333,7 @@ class CheckedModel(keras.Model):
         return checked[0], (checked[1] if self.num_classes else None)
 
     def _named(self, inputs: Any) -> list[tuple[str, tuple[int, ...], Any]]:
-        """Name, shape without the batch, and value or specification of each input, if there are as many as expected."""
+        """Name, shape without the batch, and value or specification of each input, if they are those of this model."""
         given = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
         expected = self._input_shapes()
         if isinstance(inputs, Mapping) or len(given) != len(expected):
@@ -337,65 +345,70 @@ class CheckedModel(keras.Model):
             got = "1 array" if len(given) == 1 else f"{len(given)} arrays"
             got = "a dict" if isinstance(inputs, Mapping) else got
             raise ValueError(f"inputs: expected {use}, got {got} in the place of the inputs")
-        return [(name, shape, value) for (name, shape), value in zip(expected, given, strict=True)]
-
-    def _check_inputs(self, x: Any) -> bool:
-        """Checks arrays given to Keras, and says whether there were any."""
-        if not any(isinstance(part, _ARRAYS) for part in tf.nest.flatten(x)):
-            return False
-        if self._has_stock("call", *_STEPS):
-            named = self._named(x)
-            for name, shape, array in named:
-                check_single(name, array, shape)
-        else:
-            given = x if isinstance(x, (tuple, list)) else (x,)
-            named = [(name, shape, array) for (name, shape), array in zip(self._input_shapes(), given, strict=False)]
-        for name, shape, array in named:
-            if isinstance(array, _ARRAYS):
-                array_checks.unit_interval(name, np.asarray(array), shape)
-                if name == "one_hot":
-                    check = array_checks.one_hot_or_zero if self.takes_unlabelled else array_checks.sum_to_one
-                    check(name, np.asarray(array))
-        return True
-
-    def _has_stock(self, *names: str) -> bool:
-        """Whether no subclass has methods of these names of its own, which may take other inputs or targets."""
-        methods = (getattr(type(self), name) for name in names)
-        return all(method.__module__.partition(".")[0] in ("tfp_cvae", "tf_keras") for method in methods)
-
-    def _check_arrays(self, x: Any = None, y: Any = None) -> None:
-        """Checks arrays given to `fit`."""
-        if self._check_inputs(x) and self._has_stock(*_STEPS):
-            if y is None:
-                raise ValueError("y: expected the image again, as in fit((image, one_hot), image), got None")
-            array_checks.unit_interval("y (the image again)", np.asarray(y), self.image_shape)
-
-    def _checked_batches(self, data: Any, *, with_target: bool = True) -> Any:
-        """What Keras takes batches from, which stops with an error at one that is out of range."""
-
-        def checked(batch: Any) -> Any:
-            x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
-            if with_target:
-                self._check_arrays(x, y)
-            else:
-                self._check_inputs(x)
-            return batch
-
-        if isinstance(data, keras.utils.Sequence):
-            return CheckedSequence(data, checked)
-        if isinstance(data, tf.data.Dataset) and self._has_stock("call", *_STEPS):
-            x, _, _ = keras.utils.unpack_x_y_sample_weight(data.element_spec)
-            for name, shape, spec in self._named(x):
-                check_spec(name, spec, shape)
-        return (
-            map(checked, data)
-            if isinstance(data, Iterator)
-            else checked_dataset(data, self.takes_unlabelled, with_target and self._has_stock(*_STEPS))
-        )
+        named = [(name, shape, value) for (name, shape), value in zip(expected, given, strict=True)]
+        for name, shape, value in named:
+            check_single(name, value, shape)
+        return named
 
     def _input_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
         """Name and shape, without the batch, of each input of the model."""
         return [("image", self.image_shape), *([("one_hot", (self.num_classes,))] if self.num_classes else [])]
+
+    def has_stock(self, *names: str) -> bool:
+        """Whether no subclass outside of this package has methods of these names of its own."""
+        methods = (getattr(type(self), name) for name in names)
+        return all(method.__module__.partition(".")[0] in ("tfp_cvae", "tf_keras") for method in methods)
+
+    def _formed(
+        self, step: str, inputs: Any, check: Callable[[str, Any, tuple[int, ...]], None]
+    ) -> list[tuple[str, tuple[int, ...], Any]]:
+        """As `_named`, after a check of the form of each; none where a `call` or step of a subclass takes others."""
+        try:
+            named = self._named(inputs)
+            for name, shape, given in named:
+                check(name, given, shape)
+        except (TypeError, ValueError):
+            # That of predictions does not go through `call`.
+            if self.has_stock(step, *(() if step == "predict_step" else ("call",))):
+                raise
+            return []
+        return named
+
+    def _check_arrays(self, step: str, x: Any = None, y: Any = None) -> None:
+        """Checks arrays given to Keras, or one batch of them, for the step of this name."""
+        if not any(isinstance(part, _ARRAYS) for part in tf.nest.flatten(x)):
+            return
+        for name, shape, given in self._formed(step, x, array_checks.form):
+            array_checks.unit_interval(name, np.asarray(given), shape)
+            if name == "one_hot":
+                check = array_checks.one_hot_or_zero if self.takes_unlabelled else array_checks.sum_to_one
+                check(name, np.asarray(given))
+        if step == "predict_step":
+            return
+        if y is None and self.has_stock(step):
+            raise ValueError("y: expected the image again, as in fit((image, one_hot), image), got None")
+        if self.has_stock(step) or np.shape(y)[1:] == self.image_shape:
+            array_checks.unit_interval(TARGET, np.asarray(y), self.image_shape)
+
+    def _checked_batches(self, step: str, data: Any) -> Any:
+        """What Keras takes batches from, for the step of this name; it stops with an error at one out of range."""
+
+        def checked(batch: Any) -> Any:
+            x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            self._check_arrays(step, x, y)
+            return batch
+
+        if isinstance(data, keras.utils.Sequence):
+            return CheckedSequence(data, checked)
+        if isinstance(data, Iterator):
+            return map(checked, data)
+        check_is_batches(data, self.takes_unlabelled)
+        if not isinstance(data, tf.data.Dataset):
+            return data
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(data.element_spec)
+        inputs = self._formed(step, x, check_spec)
+        has_target = step != "predict_step" and target_is_checked(y, self.image_shape, strict=self.has_stock(step))
+        return checked_dataset(data, self.takes_unlabelled, inputs=bool(inputs), target=has_target)
 
 
 def _settings(part: Any) -> dict[str, Any] | None:

@@ -20,6 +20,8 @@ from tfp_cvae.checked_model import CheckedModel
 
 # Of the batches that are gathered for one run of the program.
 _MAX_BYTES = 64 * 2**20
+# What makes the logs of a step.
+_READ_LATER = ("train_step", "test_step", "compute_metrics", "get_metrics_result")
 
 TrainFunction = Callable[[Any], dict[str, tf.Tensor]]
 
@@ -39,7 +41,7 @@ def traced_once(model: CheckedModel, make: Callable[..., Any]) -> TrainFunction:
     by_keras = model.autotune_steps_per_execution or model.run_eagerly or model._cluster_coordinator
     if by_keras or number == 1:
         return make(force=True)
-    reads_later = model.distribute_strategy.num_replicas_in_sync > 1 and _has_stock_steps(model)
+    reads_later = model.distribute_strategy.num_replicas_in_sync > 1 and model.has_stock(*_READ_LATER)
     several.assign(1)
     try:
         step = make(force=True)
@@ -61,14 +63,6 @@ def traced_once(model: CheckedModel, make: Callable[..., Any]) -> TrainFunction:
         return model.get_metrics_result() if reads_later else logs
 
     return execute
-
-
-def _has_stock_steps(model: CheckedModel) -> bool:
-    """Whether no subclass has overridden what makes the logs of a step."""
-    of_keras = ("train_step", "test_step", "compute_metrics")
-    kind = type(model)
-    stock = all(getattr(kind, name) is getattr(keras.Model, name) for name in of_keras)
-    return stock and kind.get_metrics_result is CheckedModel.get_metrics_result
 
 
 def applies(model: keras.Model) -> bool:

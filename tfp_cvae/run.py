@@ -18,7 +18,7 @@ from tfp_cvae.protocol import binarization_note, versions
 from tfp_cvae.run_folder import BACKUP, CONFIG, check_free, check_one_of, has_config, holds_run
 
 if TYPE_CHECKING:
-    import numpy as np
+    import numpy
 
     from tfp_cvae.data import Dataset
     from tfp_cvae.model import CVAE
@@ -349,7 +349,7 @@ class Run:
         """Whether `callbacks.ImageGrid` has kept anything."""
         return (self.path / "images_by_epoch.npz").is_file()
 
-    def images_by_epoch(self) -> "tuple[np.ndarray, np.ndarray]":
+    def images_by_epoch(self) -> "tuple[numpy.ndarray, numpy.ndarray]":
         """What `callbacks.ImageGrid` kept: epochs `[e]` int64 and images `[e, rows, height, width, channels]` uint8.
 
         Raises:
