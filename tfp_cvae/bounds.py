@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_cvae import array_checks, objectives
+from tfp_cvae.batch_checks import TARGET
 from tfp_cvae.layers import clear_bijector_cache
 from tfp_cvae.model import CVAE
 from tfp_cvae.outputs import CVAEOutput
@@ -95,7 +96,7 @@ def _check(cvae: CVAE, inputs: Any, image: Any, *weight: Any) -> None:
             "as the bound is the mean over all images"
         )
     own_image, *one_hot = tf.nest.flatten(inputs)
-    for name, given in (("image", own_image), ("y (the image again)", image)):
+    for name, given in (("image", own_image), (TARGET, image)):
         array_checks.unit_interval(name, np.asarray(given), cvae.image_shape)
     for given in one_hot:
         rows = np.asarray(given)

@@ -21,7 +21,7 @@ from tfp_cvae.checked_model import CheckedModel
 # Of the batches that are gathered for one run of the program.
 _MAX_BYTES = 64 * 2**20
 # What makes the logs of a step.
-_READ_LATER = ("train_step", "test_step", "compute_metrics", "get_metrics_result")
+_MAKE_LOGS = ("train_step", "test_step", "compute_metrics", "get_metrics_result")
 
 TrainFunction = Callable[[Any], dict[str, tf.Tensor]]
 
@@ -41,7 +41,7 @@ def traced_once(model: CheckedModel, make: Callable[..., Any]) -> TrainFunction:
     by_keras = model.autotune_steps_per_execution or model.run_eagerly or model._cluster_coordinator
     if by_keras or number == 1:
         return make(force=True)
-    reads_later = model.distribute_strategy.num_replicas_in_sync > 1 and model.has_stock(*_READ_LATER)
+    reads_later = model.distribute_strategy.num_replicas_in_sync > 1 and model.has_stock(*_MAKE_LOGS)
     several.assign(1)
     try:
         step = make(force=True)
