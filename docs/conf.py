@@ -71,6 +71,15 @@ def _copy_notebooks(app: object) -> None:
             copy.write_text(text)
 
 
+def _link(app: object, name: str, source: list[str]) -> None:
+    """Has links to files of the repository, which a viewer of Markdown follows, lead to their pages here."""
+    source[0] = (
+        source[0]
+        .replace("](../notebooks/", "](notebooks/")
+        .replace("](../benchmarks/results/README.md", "](results.md")
+    )
+
+
 def _mark_up(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Gives docstrings, which are plain text, the marks of reStructuredText for formulas, lists and bars."""
     # An empty comment, or napoleon takes what is before a colon in the first line for a type.
@@ -109,6 +118,7 @@ def _signature(app: object, what: str, name: str, obj: object, options: object, 
 def setup(app: object) -> None:
     """Called by Sphinx."""
     app.connect("builder-inited", _copy_notebooks)
+    app.connect("source-read", _link)
     app.connect("autodoc-process-signature", _signature)
     app.add_lexer("textproto", TextLexer)
     # Before napoleon, whose priority is 500.

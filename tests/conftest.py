@@ -4,6 +4,7 @@ import os
 import pathlib
 import pickle
 import signal
+import statistics
 
 import numpy as np
 import pytest
@@ -100,6 +101,27 @@ def unpickling(module: str) -> dict:
         "output_shape_type": "raw",
         "make_distribution_fn": base64.encodebytes(pickle.dumps(_Import(module))).decode("ascii"),
     }
+
+
+def threefry_normal(key, rows, size):
+    """Rows of the noise of training, with Python's integers and quantiles, one number after the other."""
+    keys = (*key, key[0] ^ key[1] ^ 0x1BD11BDA)
+    half = -(-size // 2)
+    samples = np.empty((len(rows), 2 * half))
+    for index, row in enumerate(rows):
+        for column in range(half):
+            left, right = (row + keys[0]) % 2**32, (column + keys[1]) % 2**32
+            for number in range(20):
+                distance = (13, 15, 26, 6, 17, 29, 16, 24)[number % 8]
+                left = (left + right) % 2**32
+                right = ((right << distance | right >> 32 - distance) % 2**32) ^ left
+                if number % 4 == 3:
+                    group = number // 4 + 1
+                    left = (left + keys[group % 3]) % 2**32
+                    right = (right + keys[(group + 1) % 3] + group) % 2**32
+            for place, word in ((column, left), (half + column, right)):
+                samples[index, place] = statistics.NormalDist().inv_cdf((2 * (word >> 9) + 1) / 2**24)
+    return samples[:, :size]
 
 
 def stripes(count: int = 240, num_classes: int = 3, size: int = 8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

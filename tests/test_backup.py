@@ -181,41 +181,6 @@ def test_interrupted_fits_end_as_one_that_was_not(dataset, folders, network, pri
     assert crash.differences(expected, found) == []
 
 
-def scheduled(dataset, folder, every_seconds=0):
-    """A notebook in which a callback has two samples drawn from the second epoch on."""
-    found = Notebook(dataset, folder)
-    found.every_seconds = every_seconds
-
-    def schedule(epoch, logs):
-        if epoch == 1:
-            found.cvae.num_samples = 2
-
-    found.callbacks = [*found.callbacks[:-2], keras.callbacks.LambdaCallback(on_epoch_begin=schedule)]
-    return found
-
-
-@pytest.fixture(scope="module")
-def scheduled_undisturbed(dataset, tmp_path_factory):
-    one = scheduled(dataset, tmp_path_factory.mktemp("scheduled"))
-    return one.result(one.fit(4))
-
-
-@pytest.mark.parametrize("every_seconds", [0, 1000])
-@pytest.mark.parametrize("again", [False, True])
-def test_a_schedule_of_a_setting_goes_on(dataset, folders, scheduled_undisturbed, again, every_seconds):
-    """In another process, or with the same model, which still has what it was changed to, since the backup or before."""
-    other = scheduled(dataset, folders("other"), every_seconds)
-    with pytest.raises(InterruptionError):
-        other.fit(4, (2, "on_train_batch_end"))
-    other = other if again else scheduled(dataset, other.folder, every_seconds)
-    assert crash.differences(scheduled_undisturbed, other.result(other.fit(4))) == []
-    # It is still a training that began with one sample.
-    third = scheduled(dataset, other.folder, every_seconds)
-    third.cvae.num_samples = 3
-    with pytest.raises(ValueError, match=r"num_samples: expected 1 as of the training in .*, got 3"):
-        third.fit(4)
-
-
 @pytest.mark.parametrize("every_seconds", [0, 1000])
 def test_a_cell_is_run_again_after_an_interruption(dataset, folders, undisturbed, every_seconds):
     """In the same process, with the same model, callbacks and batches."""

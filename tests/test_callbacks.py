@@ -112,6 +112,12 @@ def test_losses_of_a_warm_up_are_not_compared(batch, callback):
         compiled().fit(batch, batch[0], callbacks=[callback, KLWarmUp(4)], verbose=0)
 
 
+def test_a_warm_up_beside_a_callback_that_compares_losses_where_nothing_is_trained(batch):
+    cvae = compiled()
+    callbacks = [keras.callbacks.EarlyStopping(), KLWarmUp(4)]
+    assert np.isfinite(cvae.evaluate(batch, batch[0], callbacks=callbacks, verbose=0)).all()
+
+
 def test_what_a_warm_up_does_not_change_may_be_compared(batch, tmp_path):
     callbacks = [
         KLWarmUp(4),

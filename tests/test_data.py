@@ -322,7 +322,11 @@ def test_splits_of_different_shape():
     ("settings", "error", "message"),
     [
         ({"batch_size": 0}, ValueError, "batch_size: expected an integer >= 1, got 0"),
-        ({"batch_size": 10_000}, ValueError, "batch_size: expected 1 to .*, the number of train images, got 10000"),
+        (
+            {"batch_size": 10_000, "drop_remainder": True},
+            ValueError,
+            "batch_size: expected 1 to .*, the number of train images, with drop_remainder, got 10000, of which there",
+        ),
         ({"batch_size": 32.0}, TypeError, "batch_size: expected an integer >= 1, got 32.0"),
         ({"batch_size": 32, "seed": 1.5}, TypeError, "seed: expected an integer >= 0, got 1.5"),
         # It would be that of another seed.
@@ -338,6 +342,17 @@ def test_splits_of_different_shape():
 def test_batches_that_cannot_be_made(dataset, settings, error, message):
     with pytest.raises(error, match=message):
         dataset.train.batches(**settings)
+
+
+@pytest.mark.parametrize("name", ["train", "validation", "test"])
+def test_fewer_images_than_a_batch_are_one_batch(dataset, name):
+    split = getattr(dataset, name)
+    ((image, one_hot), target) = next(iter(split.batches(10_000, binarization="none")))
+    assert split.num_batches(10_000) == len(split.batches(10_000)) == 1
+    np.testing.assert_array_equal(image, target)
+    found = sorted((np.argmax(label), pixels.tobytes()) for label, pixels in zip(one_hot, image.numpy(), strict=True))
+    grey = (split.images / np.float32(255)).astype(np.float32)
+    assert found == sorted((label, pixels.tobytes()) for label, pixels in zip(split.labels, grey, strict=True))
 
 
 def test_numbers_of_batches_and_rows_that_cannot_be(dataset):

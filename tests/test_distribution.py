@@ -88,7 +88,7 @@ def train_with_few_labels(data, strategy):
     keras.utils.set_random_seed(0)
     with strategy.scope():
         m2 = tfp_cvae.build_semi_supervised_cvae((8, 8, 1), 3, latent_size=4, width=16, deformation=1.0)
-        m2.compile("adam", loss=tfp_cvae.SemiSupervisedNegativeELBO(10.0), metrics=[tfp_cvae.ELBO()])
+        m2.compile("adam", loss=tfp_cvae.SemiSupervisedNegativeELBO(classification_weight=10.0), metrics=[tfp_cvae.ELBO()])
     options = {"drop_remainder": True, "labelled_per_batch": 8}
     batches = distribute(lambda share: few.train.batches(32, share=share, **options), strategy)
     steps = few.train.num_batches(32, **options)

@@ -128,59 +128,52 @@ def count_traces(monkeypatch):
 
 
 @pytest.mark.parametrize(("steps_per_execution", "jit_compile"), [(1, False), (4, False), (4, True)])
-def test_a_setting_may_change_during_fit(dataset, monkeypatch, steps_per_execution, jit_compile):
-    """By a callback, with the result of two times `fit`, and a trace of the steps for each value."""
+def test_a_setting_may_change_between_two_calls(dataset, monkeypatch, steps_per_execution, jit_compile):
+    """With a trace of the steps for each value, and the result of a model that was made with it."""
     validation = dataset.validation.batches(16)
+    options = {"loss": NegativeELBO(), "steps_per_execution": steps_per_execution, "jit_compile": jit_compile}
 
-    def begun():
-        cvae = model(dataset)
-        # Without an average, to which the first `fit` of the two would set the weights.
-        options = {"steps_per_execution": steps_per_execution, "jit_compile": jit_compile}
-        cvae.compile(keras.optimizers.Adam(1e-2), loss=NegativeELBO(), metrics=[ELBO()], **options)
-        return cvae, batches(dataset)
+    def fit(cvae):
+        return cvae.fit(batches(dataset), validation_data=validation, verbose=0).history
 
-    cvae, data = begun()
-    expected = trained(cvae, data, validation_data=validation)
-    cvae.num_samples = 3
-    later = trained(cvae, data, validation_data=validation, initial_epoch=1, epochs=3)
-    expected[0].update({key: expected[0][key] + numbers for key, numbers in later[0].items()})
-    expected = (expected[0], *later[1:])
-
-    cvae, data = begun()
-
-    def schedule(epoch, logs):
-        cvae.num_samples = 3 if epoch else 1
-
-    change = keras.callbacks.LambdaCallback(on_epoch_begin=schedule)
-    traced = count_traces(monkeypatch)
-    found = trained(cvae, data, validation_data=validation, epochs=3, callbacks=[change])
+    cvae = model(dataset)
+    begin = cvae.get_weights()
+    # Without a state, so that both trainings begin alike.
+    cvae.compile(keras.optimizers.SGD(1e-3), **options)
+    traced, found = count_traces(monkeypatch), {}
+    for number in (1, 3):
+        cvae.num_samples = number
+        cvae.set_weights(begin)
+        found[number] = fit(cvae)
     assert traced == 2 * ["train_step", "test_step"]
-    assert found[0] == expected[0]
-    for one, other in zip(found[1], expected[1], strict=True):
-        np.testing.assert_array_equal(one, other)
+    assert found[1] != found[3]
+    for number, history in found.items():
+        fresh = CVAE(cvae.encoder, cvae.decoder, num_samples=number)
+        fresh.set_weights(begin)
+        fresh.compile(keras.optimizers.SGD(1e-3), **options)
+        assert fit(fresh) == history
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_a_setting_may_change_before_the_last_steps_of_an_epoch(dataset, jit_compile):
-    """Of 4, 4, 4 and 1, for which Keras lowers the number of steps at a time, and in the middle of a validation."""
-    cvae = model(dataset, 4, jit_compile)
-    seeds, seen = iter(range(1, 100)), []
+@pytest.mark.parametrize("name", ["num_samples", "seed"])
+@pytest.mark.parametrize("event", ["on_epoch_begin", "on_train_batch_end", "on_test_batch_begin"])
+def test_a_setting_does_not_change_during_fit(dataset, name, event):
+    """It would have no effect, as the steps are traced; afterwards it may."""
+    cvae = model(dataset)
 
-    def change(batch, logs=None):
-        if batch == STEPS - 1:
-            cvae.seed = next(seeds)
+    def change(number, logs=None):
+        setattr(cvae, name, 3)
 
-    listener = keras.callbacks.LambdaCallback(
-        on_train_batch_begin=change, on_train_batch_end=lambda batch, logs: seen.append(batch)
+    callback = keras.callbacks.LambdaCallback()
+    setattr(callback, event, change)
+    validation = dataset.validation.batches(16)
+    message = (
+        rf"{name}: expected {getattr(cvae, name)} until fit, evaluate or predict has ended, .*, got 3; change it be"
     )
-    listener.on_test_batch_begin = change
-    validation = dataset.validation.batches(16, drop_remainder=True)
-    cvae.fit(batches(dataset), validation_data=validation, epochs=2, callbacks=[listener], verbose=0)
-    assert seen == 2 * [3, 7, 11, 12]
-    assert cvae.seed == 4
-    assert int(cvae.step) == int(cvae.optimizer.iterations) == int(cvae._train_counter) == 2 * STEPS
-    assert int(cvae._test_counter) == STEPS
-    assert int(cvae.steps_per_execution) == 4
+    with pytest.raises(ValueError, match=message):
+        cvae.fit(batches(dataset), validation_data=validation, callbacks=[callback], verbose=0)
+    change(0)
+    cvae.fit(batches(dataset), validation_data=validation, callbacks=[callback], verbose=0)
+    assert getattr(cvae, name) == 3
 
 
 def test_a_setting_that_stays_the_same_costs_nothing(dataset, monkeypatch):

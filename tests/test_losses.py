@@ -106,7 +106,7 @@ def test_weights_that_cannot_be(argument, value, error, got):
 
 
 def test_weights_of_numpy_are_saved_as_numbers():
-    loss = NegativeELBO(np.float32(0.5), free_bits=np.int64(1))
+    loss = NegativeELBO(kl_weight=np.float32(0.5), free_bits=np.int64(1))
     assert [type(loss.get_config()[name]) for name in ("kl_weight", "free_bits")] == [float, float]
 
 

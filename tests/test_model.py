@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
+from conftest import threefry_normal
 
 from tfp_cvae.backup import Backup
 from tfp_cvae.build import build_cvae
@@ -140,6 +141,18 @@ def test_reconstruct(cvae, batch):
     assert not np.allclose(sampled, cvae.reconstruct(image, label))
 
 
+def test_the_prior_has_the_batch_of_its_labels():
+    """Whichever it is, so that its samples go through the decoder as they are."""
+    one_hot = np.eye(3, dtype=np.float32)[[2, 0]]
+    for prior in ("standard", "label", "flow"):
+        cvae = build_cvae((4, 4, 1), 3, latent_size=2, width=8, prior=prior)
+        assert cvae.prior(one_hot).batch_shape == [2]
+        assert cvae.prior(one_hot).event_shape == [2]
+        latent = cvae.prior(one_hot).sample(5)
+        assert cvae.likelihood(latent, one_hot).mean().shape == (5, 2, 4, 4, 1)
+    assert build_cvae((4, 4, 1), 0, latent_size=2, width=8).prior().batch_shape == []
+
+
 def test_decode(cvae):
     latent = np.random.default_rng(0).standard_normal((3, 4))
     one_hot = np.eye(3, dtype=np.float32)
@@ -218,7 +231,20 @@ def test_eager_equals_compiled(cvae, batch):
     np.testing.assert_allclose(mean, likelihood.mean(), rtol=2e-5, atol=1e-6)
 
 
-def test_latent_samples_follow_seed_step_and_batch(cvae, batch):
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_noise_of_training_is_that_of_seed_and_step(cvae, batch, jit_compile):
+    """Whatever the images are: the rows of the sample of this key, number by number."""
+    step, seed, size = 2**32 + 6, 3, 5
+    model = CVAE(cvae.encoder, cvae.decoder, cvae.prior_network, seed=seed)
+    expected = threefry_normal((seed, step % 2**32), range(4), size)
+    draw = tf.function(lambda image: model.noise(image, size, training=True), jit_compile=jit_compile)
+    for rows in (slice(0, 4), slice(50, 54)):
+        model.step.assign(step - 1)
+        np.testing.assert_allclose(draw(batch[0][rows]), expected, rtol=2e-5, atol=1e-7)
+        assert int(model.step) == step
+
+
+def test_latent_samples_follow_seed_step_and_image(cvae, batch):
     image, one_hot = batch
 
     def latent(rows, training=False, seed=0):

@@ -1,10 +1,9 @@
 """The noise of training against NumPy, Python's own quantiles and the published numbers of its generator."""
 
-import statistics
-
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import threefry_normal
 
 from tfp_cvae.noise import standard_normal_rows, threefry
 
@@ -30,33 +29,12 @@ def test_published_words(key, counter, expected, jit_compile):
     assert tuple(int(word) for word in found) == expected
 
 
-def reference(key, rows, size):
-    """With Python's integers, one number after the other."""
-    keys = (*key, key[0] ^ key[1] ^ 0x1BD11BDA)
-    half = -(-size // 2)
-    samples = np.empty((len(rows), 2 * half))
-    for index, row in enumerate(rows):
-        for column in range(half):
-            left, right = (row + keys[0]) % 2**32, (column + keys[1]) % 2**32
-            for number in range(20):
-                distance = (13, 15, 26, 6, 17, 29, 16, 24)[number % 8]
-                left = (left + right) % 2**32
-                right = ((right << distance | right >> 32 - distance) % 2**32) ^ left
-                if number % 4 == 3:
-                    group = number // 4 + 1
-                    left = (left + keys[group % 3]) % 2**32
-                    right = (right + keys[(group + 1) % 3] + group) % 2**32
-            for place, word in ((column, left), (half + column, right)):
-                samples[index, place] = statistics.NormalDist().inv_cdf((2 * (word >> 9) + 1) / 2**24)
-    return samples[:, :size]
-
-
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("size", [1, 7, 40])
 def test_rows_are_quantiles_of_the_words(size, jit_compile):
     rows = [0, 3, 2**31 - 1]
     noise = tf.function(standard_normal_rows, jit_compile=jit_compile)(words(*KEY), tf.constant(rows), size)
-    np.testing.assert_allclose(noise, reference(KEY, rows, size), rtol=2e-5, atol=1e-7)
+    np.testing.assert_allclose(noise, threefry_normal(KEY, rows, size), rtol=2e-5, atol=1e-7)
 
 
 def test_a_row_is_the_same_without_the_others():

@@ -18,6 +18,14 @@ def test_lower_bound_without_a_metric():
         plotting.lower_bound({"elbo": np.zeros(3), "rate": np.zeros(3)})
 
 
+def test_lower_bound_of_fewer_validations():
+    history = {name: np.ones(4) for name in ("elbo", "rate", "distortion")}
+    with pytest.raises(
+        ValueError, match=r"history: expected a value .* for each epoch, got .*'val_elbo': 2.*; leave out"
+    ):
+        plotting.lower_bound({**history, "val_elbo": np.ones(2)})
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 40])
 def test_lower_bound(epochs):
     epoch = np.arange(1, epochs + 1)

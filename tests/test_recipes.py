@@ -64,7 +64,10 @@ def test_what_they_reached_is_in_the_results():
     for name, found in RECIPES.items():
         said = dict(re.findall(r"(ELBO|log p\(x\|y\)|log p\(x\)) (-\d+\.\d)", found.reached))
         said.update(
-            {word: number for number, word in re.findall(r"([\d.]+)% (?:of the test images )?(right)", found.reached)}
+            {
+                word: number
+                for number, word in re.findall(r"([\d.]+)% (?:of the binarized test images )?(right)", found.reached)
+            }
         )
         assert said == {word: f"{value:.1f}" for word, value in expected[name].items()}
 

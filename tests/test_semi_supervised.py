@@ -319,7 +319,8 @@ def test_free_bits_count_the_label_as_a_dimension(shared, batch):
     np.testing.assert_allclose(per_dimension.sum(axis=1), objectives.rate(result), rtol=1e-5)
     rate = np.maximum(per_dimension.mean(axis=0), 0.5).sum()
     expected = objectives.distortion(image, result) + rate + objectives.label_surprise(result)
-    np.testing.assert_allclose(SemiSupervisedNegativeELBO(1.0, free_bits=0.5).call(image, result), expected, rtol=1e-5)
+    loss = SemiSupervisedNegativeELBO(classification_weight=1.0, free_bits=0.5)
+    np.testing.assert_allclose(loss.call(image, result), expected, rtol=1e-5)
 
 
 def test_predict_is_the_mean_over_the_labels_at_the_posterior_mean(shared, batch):
@@ -656,7 +657,7 @@ def test_images_without_label_teach():
         hidden = keras.layers.Dense(64, activation="relu")(keras.layers.Flatten()(image))
         classifier = keras.Model(image, OneHotCategorical(3)(keras.layers.Dense(3)(hidden)))
         model = SemiSupervisedCVAE(cvae.encoder, cvae.decoder, classifier)
-        model.compile(keras.optimizers.Adam(3e-3), loss=SemiSupervisedNegativeELBO(10.0))
+        model.compile(keras.optimizers.Adam(3e-3), loss=SemiSupervisedNegativeELBO(classification_weight=10.0))
         model.fit(batches, epochs=epochs, callbacks=[LabelWarmUp(4)], verbose=0)
         found = np.argmax(model.classify_fast(data.test.binarized()), axis=1)
         accuracies.append(np.mean(found == data.test.labels))

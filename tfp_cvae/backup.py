@@ -36,12 +36,11 @@ class Backup(keras.callbacks.Callback):
         cvae.fit(batches, epochs=100, initial_epoch=backup.initial_epoch, callbacks=[backup])
 
     A backup is a folder that appears whole: a TensorFlow checkpoint of the model with its optimizer, and beside it what
-    the callbacks remember, and what they have made of `num_samples`, `seed` and `deformation`. The next one replaces
-    it. Weights, optimizer, moving averages, history and what the callbacks do are then bit for bit those of a training
-    that was never interrupted, on the same machine with the same versions. The callbacks whose memory is kept are
-    `EarlyStopping`, `ModelCheckpoint` and `ReduceLROnPlateau` of Keras, those of this package, the `History` that `fit`
-    returns, and your own if they are `callback_state.Stateful`. Not kept is the randomness of layers that draw by
-    themselves, such as `Dropout`; and the images are not compared.
+    the callbacks remember. The next one replaces it. Weights, optimizer, moving averages, history and what the
+    callbacks do are then bit for bit those of a training that was never interrupted, on the same machine with the same
+    versions. The callbacks whose memory is kept are `EarlyStopping`, `ModelCheckpoint` and `ReduceLROnPlateau` of
+    Keras, those of this package, the `History` that `fit` returns, and your own if they are `callback_state.Stateful`.
+    Not kept is the randomness of layers that draw by themselves, such as `Dropout`; and the images are not compared.
 
     A training that has come to its end is not trained again: `fit` restores the model and the history.
 
@@ -83,17 +82,16 @@ class Backup(keras.callbacks.Callback):
                 "give None if the order of the data is the same in each epoch"
             )
         self.needs_order = batches is None
-        # Of data whose first epoch is another one than that of `fit`.
+        # Number of the epoch of `batches` with which `fit` began: not 0 if they were read before.
         self._first = 0
         self._begun = False
-        self._settings_at_first: dict[str, Any] = {}
         self._others: list[keras.callbacks.Callback] | None = None
         self._restored: list[dict[str, Any]] | None = None
         self._written = self._took = 0.0
         self.folder.mkdir(parents=True, exist_ok=True)
         self._set_epoch(self._read())
 
-    def follow(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:
+    def meet_callbacks(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:
         """Learns of the callbacks of a `fit`, whose memory it keeps; called by `CVAE.fit`.
 
         Args:
@@ -103,8 +101,7 @@ class Backup(keras.callbacks.Callback):
             ValueError: If a `SwapEMAWeights` comes after this one, which would hide from it what is trained, or a
                 `CSVLogger` would begin its file again where the training goes on.
         """
-        names = [type(callback) for callback in callbacks]
-        if any(issubclass(kind, SwapEMAWeights) for kind in names[callbacks.index(self) :]):
+        if any(isinstance(callback, SwapEMAWeights) for callback in callbacks[callbacks.index(self) :]):
             raise ValueError("callbacks: expected Backup after SwapEMAWeights in the list, got it before")
         loggers = [callback for callback in callbacks if isinstance(callback, keras.callbacks.CSVLogger)]
         if self.epoch and not all(logger.append for logger in loggers):
@@ -124,15 +121,10 @@ class Backup(keras.callbacks.Callback):
         self._set_epoch(state)
         if state is None:
             self._first = self._epochs.next if self._epochs else 0
-            self._settings_at_first = self._settings()
         else:
             self._check_same(state)
             self._restore_weights()
-            begun = {name: value for name, value in state["settings"].items() if name in self.model.set_by_callbacks}
-            for name, value in {**begun, **state.get("changed", {})}.items():
-                setattr(self.model, name, value)
             self._first, self._restored = state["first"], state["callbacks"]
-            self._settings_at_first = {**self._settings(), **state["settings"]}
         if self._epochs is not None:
             self._epochs.next = self._first + self.epoch
         self._written = time.monotonic()
@@ -201,16 +193,9 @@ class Backup(keras.callbacks.Callback):
     def _check_same(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError if the training to go on with is another one."""
         advice = "go on as it was begun, or begin again with another folder"
-        settings, changed = self._settings(), state.get("changed", {})
-        # Older backups do not name these.
-        unnamed = ("num_samples", "deformation", "training_callbacks", "steps")
-        older = {"precision": ["float32"], **{name: settings[name] for name in unnamed}}
-        begun = {**older, **state["settings"]}
-        for name, value in settings.items():
-            before = begun.get(name)
-            # Where a callback changed it, the model may still have what it was changed to, also after the last backup.
-            if name in self.model.set_by_callbacks or (name in changed and changed[name] == value):
-                continue
+        for name, value in self._settings().items():
+            # Older backups do not name all of them.
+            before = state["settings"].get(name, value)
             # In a text, 1 and 1.0 are not the same.
             if before != value and not (name == "compile" and before and json.loads(before) == json.loads(value)):
                 raise ValueError(
@@ -244,12 +229,6 @@ class Backup(keras.callbacks.Callback):
         }
         return json.loads(json.dumps(settings))
 
-    def _changed(self) -> dict[str, Any]:
-        """What callbacks have changed since the training began."""
-        settings = self._settings()
-        names = ("seed", "num_samples", "deformation")
-        return {name: settings[name] for name in names if settings[name] != self._settings_at_first.get(name)}
-
     def _all_callbacks(self) -> list[keras.callbacks.Callback]:
         return [callback for callback in [*(self._others or ()), self.model.history] if callback_state.has(callback)]
 
@@ -266,8 +245,7 @@ class Backup(keras.callbacks.Callback):
             "finished": finished,
             "stopped": bool(self.model.stop_training),
             "first": self._first,
-            "settings": self._settings_at_first,
-            "changed": self._changed(),
+            "settings": self._settings(),
             "callbacks": [callback_state.get(callback, arrays) for callback in self._all_callbacks()],
         }
         text = json.dumps(state)

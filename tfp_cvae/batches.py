@@ -15,7 +15,7 @@ from tfp_cvae.config import Binarization
 from tfp_cvae.on_disk import Images, RowsOnDisk
 from tfp_cvae.splits import UNLABELLED
 
-# Of the generators of `tf.random`, the one that is the same on all devices.
+# Number of the generator of `tf.random` that is the same on all devices.
 _PHILOX = 1
 
 
@@ -173,7 +173,7 @@ def _order(index: tf.Tensor, batch_size: int, seed: tf.Tensor) -> Callable[[tf.T
 def _mixed_order(
     has_label: np.ndarray, settings: Mapping[str, Any], seed: tf.Tensor
 ) -> Callable[[tf.Tensor], tf.Tensor]:
-    """The same for batches that begin with labelled images, which come again and again, and go on with unlabelled."""
+    """Function from a step to the indices of its batch: labelled images, which repeat, then unlabelled."""
     labelled, unlabelled = (tf.constant(np.flatnonzero(which), tf.int32) for which in (has_label, ~has_label))
     number = settings["labelled_per_batch"]
     again = tf.random.experimental.stateless_shuffle(labelled, tf.random.experimental.stateless_fold_in(seed, -1))

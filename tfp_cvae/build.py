@@ -3,6 +3,8 @@
 import typing
 from collections.abc import Sequence
 
+import tf_keras as keras
+
 from tfp_cvae import checks, networks
 from tfp_cvae.config import Network, Prior
 from tfp_cvae.flows import flow_prior, stacked_prior
@@ -46,25 +48,7 @@ def build_cvae(
         TypeError: If a value is of the wrong kind.
         ValueError: If a value is out of range.
     """
-    shape = tuple(checks.integer("image_shape", size, 1) for size in image_shape)
-    if len(shape) != 3:
-        raise ValueError(f"image_shape: expected (height, width, channels), got {tuple(image_shape)}")
-    checks.integer("num_classes", num_classes, 0)
-    checks.integer("latent_size", latent_size, 1)
-    checks.choice("network", network, typing.get_args(Network))
-    checks.choice("prior", prior, typing.get_args(Prior))
-    builder, default_width, default_depth = networks.BUILDERS[network]
-    encoder, decoder = builder(
-        shape,
-        num_classes,
-        latent_size,
-        checks.integer("width", default_width if width is None else width, 1),
-        checks.integer("depth", default_depth if depth is None else depth, 1),
-    )
-    if prior != "standard" and num_classes == 0:
-        raise ValueError(f"prior: expected standard for a model without classes, got {prior}")
-    build_prior = {"label": networks.label_prior, "flow": flow_prior}.get(prior)
-    prior_network = build_prior(num_classes, latent_size) if build_prior else None
+    (encoder, decoder), prior_network = _networks(image_shape, num_classes, latent_size, network, width, depth, prior)
     return CVAE(encoder, decoder, prior_network, num_samples=num_samples, seed=seed, name="cvae")
 
 
@@ -84,7 +68,7 @@ def build_semi_supervised_cvae(
 ) -> SemiSupervisedCVAE:
     """Builds a CVAE with q(y|x), a small convolutional network, which learns from images with and without label.
 
-    It is M2 of Kingma, Mohamed, Rezende and Welling 2014; or M1+M2, whose latent is z = [z2, z1],
+    It is M2 of Kingma, Rezende, Mohamed and Welling 2014; or M1+M2, whose latent is z = [z2, z1],
 
         p(x,y,z1,z2) = p(y) p(z2) p(z1|z2,y) p(x|z1)
 
@@ -113,20 +97,42 @@ def build_semi_supervised_cvae(
     checks.kind("stacked", stacked, bool)
     if stacked and prior != "standard":
         raise ValueError(f"prior: expected standard with stacked, whose p(z1|z2,y) is learned, got {prior}")
-    cvae = build_cvae(
-        image_shape,
-        0 if stacked else num_classes,
-        latent_size,
-        network,
-        width=width,
-        depth=depth,
-        prior=prior,
-        num_samples=num_samples,
-        seed=seed,
+    (encoder, decoder), prior_network = _networks(
+        image_shape, 0 if stacked else num_classes, latent_size, network, width, depth, prior
     )
-    encoder, decoder, prior_network = cvae.encoder, cvae.decoder, cvae.prior_network
     if stacked:
         encoder, decoder = networks.stacked(networks.Networks(encoder, decoder), num_classes)
         prior_network = stacked_prior(num_classes, latent_size)
-    classifier = networks.convolutional_classifier(cvae.image_shape, num_classes)
+    classifier = networks.convolutional_classifier(tuple(image_shape), num_classes)
     return SemiSupervisedCVAE(encoder, decoder, classifier, prior_network, num_samples, seed, deformation, name="cvae")
+
+
+def _networks(
+    image_shape: Sequence[int],
+    num_classes: int,
+    latent_size: int,
+    network: Network,
+    width: int | None,
+    depth: int | None,
+    prior: Prior,
+) -> tuple[networks.Networks, keras.Model | None]:
+    """Encoder and decoder, and the network of the prior, of arguments that are checked here."""
+    shape = tuple(checks.integer("image_shape", size, 1) for size in image_shape)
+    if len(shape) != 3:
+        raise ValueError(f"image_shape: expected (height, width, channels), got {tuple(image_shape)}")
+    checks.integer("num_classes", num_classes, 0)
+    checks.integer("latent_size", latent_size, 1)
+    checks.choice("network", network, typing.get_args(Network))
+    checks.choice("prior", prior, typing.get_args(Prior))
+    builder, default_width, default_depth = networks.BUILDERS[network]
+    pair = builder(
+        shape,
+        num_classes,
+        latent_size,
+        checks.integer("width", default_width if width is None else width, 1),
+        checks.integer("depth", default_depth if depth is None else depth, 1),
+    )
+    if prior != "standard" and num_classes == 0:
+        raise ValueError(f"prior: expected standard for a model without classes, got {prior}")
+    build_prior = {"label": networks.label_prior, "flow": flow_prior}.get(prior)
+    return pair, build_prior(num_classes, latent_size) if build_prior else None

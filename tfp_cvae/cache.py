@@ -15,10 +15,10 @@ import numpy as np
 from tfp_cvae import atomic
 from tfp_cvae.archive import one_line
 
-# Of images as uint8: a training has them in memory twice, and what it validates on as float32.
+# Images as uint8 beyond this are read from disk: a training has them in memory twice, those to validate on as float32.
 MAX_BYTES_IN_MEMORY = 2 * 2**30
 
-# Of what is in the folders.
+# Version of the layout of the folders: another one when `write` changes.
 _VERSION = 3
 
 

@@ -50,7 +50,7 @@ class KLWarmUp(keras.callbacks.Callback):
         super().__init__()
         self.epochs = checks.integer("epochs", epochs, 1)
 
-    def follow(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:
+    def meet_callbacks(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:
         """Learns of the callbacks of a `fit`; called by `CVAE.fit`.
 
         Args:
@@ -144,7 +144,7 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
         self._batch = batch + 1
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        # Of the last step of the epoch, which the loss before it does not show.
+        # The last step of the epoch may have spoilt them, which the loss before it does not show.
         for name in ("loss", "val_loss"):
             value = (logs or {}).get(name, 0.0)
             if not np.isfinite(value):
@@ -180,7 +180,7 @@ class SwapEMAWeights(keras.callbacks.Callback):
         # The variables that hold their average at the moment, with what was trained, and with that average.
         self._swapped: list[tuple[tf.Variable, np.ndarray, np.ndarray]] = []
 
-    def follow(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:
+    def meet_callbacks(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:
         """Learns of the callbacks of a `fit`; called by `CVAE.fit`.
 
         Args:

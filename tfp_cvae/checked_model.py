@@ -30,6 +30,7 @@ from tfp_cvae.model_checks import (
     check_optimizer,
     check_order,
     compute_dtypes,
+    introduce,
 )
 
 _ARRAYS = (np.ndarray, tf.Tensor, tf.Variable)
@@ -49,11 +50,13 @@ class CheckedModel(keras.Model):
     image_shape: tuple[int, ...]
     num_classes: int
     compiled_with: str
+    # What Keras makes of the steps when it first needs them.
+    train_function: Any
+    test_function: Any
+    predict_function: Any
     takes_unlabelled = False
     reads_metrics = True
-    _steps_at_a_time: int | None = None
-    # Names of settings that were last changed during a `fit`.
-    set_by_callbacks: frozenset[str] = frozenset()
+    _is_running = False
     # Names of what is reported and is to rise.
     _bounds = frozenset({"elbo"})
 
@@ -91,40 +94,22 @@ class CheckedModel(keras.Model):
 
     def _set_traced(self, name: str, value: Any) -> None:
         """Sets what is part of the steps of `fit`, `evaluate` and `predict`: another value has them traced again."""
-        if getattr(self, name, None) != value:
-            setattr(self, name, value)
-            name = name.removeprefix("_")
-            in_fit = self._steps_at_a_time is not None
-            self.set_by_callbacks = self.set_by_callbacks | {name} if in_fit else self.set_by_callbacks - {name}
-            for function in ("train_function", "test_function", "predict_function"):
-                if getattr(self, function, None) is not None:
-                    setattr(self, function, self._made_again(function))
-
-    def _made_again(self, name: str) -> Callable[[Any], Any]:
-        """A function that makes the one of this name again when it is called: Keras may be about to call it."""
-
-        def function(iterator: Any) -> Any:
-            # In `evaluate` Keras goes on to call this one.
-            if getattr(self, name) is function:
-                several = self._steps_per_execution
-                now = None if several is None else several.numpy()
-                if self._steps_at_a_time:
-                    # Of the last steps of an epoch, which may be fewer, it is not made for these alone.
-                    several.assign(self._steps_at_a_time)
-                try:
-                    setattr(self, name, getattr(self, f"make_{name}")(force=True))
-                finally:
-                    if several is not None:
-                        several.assign(now)
-            return getattr(self, name)(iterator)
-
-        return function
+        if getattr(self, name, None) == value:
+            return
+        if self._is_running:
+            raise ValueError(
+                f"{name.removeprefix('_')}: expected {getattr(self, name)} until fit, evaluate or predict has ended, "
+                f"as its steps are traced with it, got {value}; change it between two calls"
+            )
+        setattr(self, name, value)
+        self.train_function = self.test_function = self.predict_function = None
 
     @contextlib.contextmanager
-    def _steps_per_execution_kept(self) -> Iterator[None]:
+    def _running(self) -> Iterator[None]:
         """Puts back the number of steps at a time, which Keras leaves lower after an exception in the last ones."""
-        several, outer = self._steps_per_execution, self._steps_at_a_time
-        self._steps_at_a_time = number = None if several is None else several.numpy().item()
+        several, outer = self._steps_per_execution, self._is_running
+        number = None if several is None else several.numpy()
+        self._is_running = True
         try:
             yield
         except BaseException:
@@ -132,7 +117,7 @@ class CheckedModel(keras.Model):
                 several.assign(number)
             raise
         finally:
-            self._steps_at_a_time = outer
+            self._is_running = outer
 
     def build_optimizer(self) -> None:
         """Makes the variables of the optimizer: those made in a step that is being traced have it traced once more.
@@ -144,7 +129,7 @@ class CheckedModel(keras.Model):
         self.optimizer.build(self.trainable_variables)
         optimizer: Any = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         if getattr(optimizer, "use_ema", False) and not optimizer.iterations.numpy():
-            # Of a model that was loaded, they were made before its weights were read. The optimizer may have been built
+            # Those of a loaded model were made before its weights were read. The optimizer may have been built
             # before some layers were frozen.
             averages, places = optimizer._model_variables_moving_average, optimizer._index_dict
             for weight in self.weights:
@@ -209,11 +194,12 @@ class CheckedModel(keras.Model):
         elif validation_data is not None:
             validation_data = self._checked_batches("test_step", validation_data)
         check_callbacks(callbacks, self._bounds)
+        introduce(callbacks)
         if shuffle and isinstance(x, (*_ARRAYS, tuple, list)):
             check_order(callbacks)
         # Where the last `fit` ended with an exception, Keras would validate on its data again.
         self._eval_data_handler = None
-        with self._steps_per_execution_kept():
+        with self._running():
             return super().fit(
                 x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data, shuffle, **kwargs
             )
@@ -253,7 +239,7 @@ class CheckedModel(keras.Model):
             self._check_arrays("test_step", x, y)
             x = self._checked_batches("test_step", x)
             check_callbacks(callbacks, self._bounds)
-        with self._steps_per_execution_kept():
+        with self._running():
             return super().evaluate(x, y, batch_size, verbose, sample_weight, steps, callbacks, **kwargs)
 
     def predict(
@@ -285,7 +271,7 @@ class CheckedModel(keras.Model):
         self._check_arrays("predict_step", x)
         x = self._checked_batches("predict_step", x)
         check_callbacks(callbacks, self._bounds)
-        with self._steps_per_execution_kept():
+        with self._running():
             return super().predict(x, batch_size, verbose, steps, callbacks, **kwargs)
 
     def save(self, filepath: Any, overwrite: bool = True, save_format: str | None = None, **kwargs: Any) -> None:

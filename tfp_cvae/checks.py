@@ -13,7 +13,7 @@ from typing import Any
 
 from tfp_cvae.archive import one_line
 
-# Of a class or a data set.
+# Longest name of a class or a data set.
 LONGEST_NAME = 200
 
 
@@ -36,7 +36,7 @@ def choice(name: str, value: Any, choices: Sequence[str]) -> None:
 
 
 def number(name: str, value: Any, minimum: float, below: float = math.inf, *, above: bool = False) -> float:
-    """Returns `value` if it is a finite number in [minimum, below), or above `minimum`, else raises as `integer`."""
+    """Returns `value` if it is a finite number in [minimum, below), else raises likewise; `above` excludes minimum."""
     expected = f"a number {'>' if above else '>='} {minimum:g}" + (f" and < {below:.10g}" if below < math.inf else "")
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected {expected}, got {shown(value)} of type {type(value).__name__}")

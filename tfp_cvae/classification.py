@@ -48,7 +48,7 @@ def label_posterior_accuracy(
     """Accuracy of argmax_y q(y|x).
 
     That is the classifier of a `SemiSupervisedCVAE`. Of a plain VAE it is logistic regression on the mean of q(z|x),
-    which is fitted here: the model M1 of Kingma, Mohamed, Rezende and Welling 2014, section 2.1.
+    which is fitted here: the model M1 of Kingma, Rezende, Mohamed and Welling 2014, section 2.1.
 
     Args:
         cvae: A `SemiSupervisedCVAE`, or a model without classes.

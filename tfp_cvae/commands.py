@@ -62,17 +62,17 @@ class Evaluate:
     run_folder: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="RUN")]
     """Run folder, in which evaluation.json and figures are written."""
     quick: bool = False
-    """An answer after a minute or two: 500 images, K = 100, classifiers on 10,000 images."""
+    """An answer after a minute or two: 500 images, K = 100, classifiers on 10,000 images, 100 samples of a class."""
     num_importance_samples: int | None = None
     """Importance samples K for each image; by default 5,000, or 100 with --quick."""
     num_images: int | None = None
     """Test images, a seeded choice; by default all, or 500 with --quick."""
-    label_margin: float = 20.0
-    """Nats below the best label, after 100 samples each, at which a label gets no further samples."""
-    seed: int = 0
-    """Seed of importance samples, generated images and classifiers."""
+    label_margin: float | None = None
+    """Nats below the best label, after 100 samples each, at which a label gets no further samples; by default 20."""
+    seed: int | None = None
+    """Seed of importance samples, generated images and classifiers; by default 0."""
     dataset: str | None = None
-    """Another data set with the same classes; by default that of the training, with the labels that it had."""
+    """Another data set with the same classes; by default that of the training, with the labels that it kept."""
 
     def run(self) -> None:
         """Runs the command."""
@@ -226,7 +226,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """Check that the files of a run are whole, and those that were written."""
+    """Check the files of a run against the sizes and SHA-256 in manifest.json."""
 
     run_folder: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="RUN")]
     """Run folder."""

@@ -51,20 +51,20 @@ class TrainConfig:
     model: Model = "cvae"
     """The CVAE; M1, a plain VAE whose latent a linear classifier reads; M2, a CVAE with q(y|x); or M2 stacked on M1."""
     num_labels: int | None = None
-    """Training images that keep their label, as many in each class, chosen by the seed; by default all (not cvae)."""
+    """Training images that keep their label, equally many in each class, by the seed; by default all (not cvae)."""
     labelled_per_batch: int | None = None
     """Labelled images in each batch, the others have none; by default their share, at least 1/16 (m2, m1+m2)."""
     classification_weight: float = 30.0
     """Weight of -log q(y|x) at the given labels in the loss (m2, m1+m2)."""
     label_warmup_epochs: int = 1
-    """Epochs in which the gradient of the bound to q(y|x) rises linearly, from none at all (m2, m1+m2)."""
+    """Epochs over which the weight of the bound's gradient with respect to q(y|x) rises from 0 (m2, m1+m2)."""
     deformation: float = 0.0
     """Strength of random deformations of what q(y|x) sees in training, for digits on black; 0 for none (m2, m1+m2)."""
 
     network: Network = "mlp"
     """Encoder and decoder."""
     latent_size: int = 40
-    """Size of z; of m1+m2 that of z1, and that of z2."""
+    """Size of z; with m1+m2, of z1 and also of z2."""
     width: int | None = None
     """Units (mlp, residual) or channels (conv) of a layer; by default what suits the network."""
     depth: int | None = None

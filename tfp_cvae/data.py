@@ -158,10 +158,10 @@ class Split:
         """
         batch_size, seed = checks.integer("batch_size", batch_size, 1), checks.seed("seed", seed)
         initial_epoch = checks.integer("initial_epoch", initial_epoch, 0)
-        if batch_size > len(self):
+        if drop_remainder and batch_size > len(self):
             raise ValueError(
-                f"batch_size: expected 1 to {len(self)}, the number of {self.name} images, got {batch_size}; "
-                "use a smaller batch or more images"
+                f"batch_size: expected 1 to {len(self)}, the number of {self.name} images, with drop_remainder, got "
+                f"{batch_size}, of which there would be none; use a smaller batch, or drop_remainder=False"
             )
         checks.choice("binarization", binarization, typing.get_args(Binarization))
         if labelled_per_batch is not None:

@@ -12,12 +12,12 @@ EMBEDDED = "mnist5k"
 
 # A name, a configuration, a version. Other words have a meaning for TFDS as well: some run code from elsewhere.
 _TFDS_NAME = re.compile(r"[a-z]\w*(/\w[\w.+-]*)?(:[\d.*]+)?", re.ASCII)
-# Which TFDS writes into the folder of each version of a data set.
+# The file that TFDS writes into the folder of each version of a data set.
 _TFDS_INFO = "dataset_info.json"
-# As many as a folder of versions may hold; one of a class may hold millions of pictures.
+# Entries of a subfolder that are looked at for a version: a folder of pictures may hold millions.
 _SEARCHED_ENTRIES = 9
 
-# Of a data set that a folder is named after.
+# Longest name of a data set that a folder is named after.
 _LONGEST_FOLDER = 100
 
 

@@ -149,26 +149,23 @@ def _summed(strategy: tf.distribute.Strategy) -> Callable[[tf.Tensor], tf.Tensor
     return tf.function(lambda value: strategy.run(summed, (value,)))
 
 
-def rows_of_replica(fingerprint: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def rows_of_replica(size: tf.Tensor) -> tf.Tensor:
     """Which rows of the whole batch the images of this replica are.
 
     Args:
-        fingerprint: `[batch]` int32, of the images of this replica.
+        size: Number of images of this replica, `[]` int32.
 
     Returns:
-        Numbers of the rows, `[batch]` int32, and the sum of the fingerprints of the whole batch, which wraps, int32.
+        `[size]` int32.
     """
-    size, total = tf.size(fingerprint), tf.reduce_sum(fingerprint)
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
-        return tf.range(size), total
+        return tf.range(size)
     replica = context.replica_id_in_sync_group
     # int64, as int32 would stay in the memory of the host where devices sum.
-    own = tf.cast(tf.stack([size, total]), tf.int64)
-    placed = tf.one_hot(replica, context.num_replicas_in_sync, dtype=tf.int64)[:, tf.newaxis] * own
-    sizes, totals = tf.unstack(context.all_reduce(tf.distribute.ReduceOp.SUM, placed), axis=1)
-    sizes, total = tf.cast(sizes, tf.int32), tf.cast(tf.reduce_sum(totals), tf.int32)
-    return tf.reduce_sum(sizes[:replica]) + tf.range(size), total
+    own = tf.one_hot(replica, context.num_replicas_in_sync, dtype=tf.int64) * tf.cast(size, tf.int64)
+    sizes = tf.cast(context.all_reduce(tf.distribute.ReduceOp.SUM, own), tf.int32)
+    return tf.reduce_sum(sizes[:replica]) + tf.range(size)
 
 
 @contextlib.contextmanager

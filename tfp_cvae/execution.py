@@ -18,7 +18,7 @@ import tf_keras as keras
 
 from tfp_cvae.checked_model import CheckedModel
 
-# Of the batches that are gathered for one run of the program.
+# Most bytes of the batches that are gathered for one run of the program.
 _MAX_BYTES = 64 * 2**20
 # What makes the logs of a step.
 _MAKE_LOGS = ("train_step", "test_step", "compute_metrics", "get_metrics_result")

@@ -28,7 +28,7 @@ _UNIT_SCALE = math.log(math.expm1(1.0))
 class SerializableDistributionLambda(tfp.layers.DistributionLambda):
     """`DistributionLambda` whose configuration is its event shape, and whose tensor value is the mean.
 
-    That of a `CouplingFlow` is another one.
+    Of a `CouplingFlow`, whose mean has no closed form, it is that of N(0, I), from which the flow starts.
 
     Raises:
         TypeError: If it is given a `convert_to_tensor_fn`.
@@ -283,17 +283,20 @@ def dtype_policy(name: str) -> Iterator[None]:
 
 
 def clear_bijector_cache() -> None:
-    """Forgets what bijectors have computed, and so the graphs in which a density was asked for.
+    """Forgets what bijectors have computed in graphs, and so the graphs themselves.
 
     TensorFlow Probability has one such cache for all bijectors of a process, among them those inside of normal
-    distributions, and an entry whose tensors belong to a graph keeps that graph for ever. What is forgotten is computed
-    again when it is asked for.
+    distributions, and an entry whose tensors belong to a graph keeps that graph for ever. Entries of eager tensors,
+    which go with them, stay.
     """
     storage = tfb.Bijector._cache.storage
     for key, (inputs, outputs, *_) in list(storage.items()):
+        # Without outputs where a determinant alone was asked for, or another thread is computing them.
+        references = [reference for reference in (key, inputs, outputs) if reference is not None]
+        tensors = tf.nest.flatten([reference() for reference in references])
+        if not any(tf.is_symbolic_tensor(tensor) for tensor in tensors):
+            continue
         # An entry deletes itself when one of its tensors goes, which is an error once it is not there any more.
-        for reference in (key, inputs, outputs):
-            # Without outputs where a determinant alone was asked for, or another thread is computing them.
-            if reference is not None:
-                reference.cancel()
+        for reference in references:
+            reference.cancel()
         storage.pop(key, None)

@@ -47,7 +47,7 @@ class NegativeELBO(_LossOfImages):
     """
 
     def __init__(
-        self, kl_weight: float = 1.0, free_bits: float = 0.0, name: str = "negative_elbo", **kwargs: Any
+        self, *, kl_weight: float = 1.0, free_bits: float = 0.0, name: str = "negative_elbo", **kwargs: Any
     ) -> None:
         super().__init__(name=name, **kwargs)
         self.full_kl_weight = checks.number("kl_weight", kl_weight, 0)
@@ -107,7 +107,7 @@ class SemiSupervisedNegativeELBO(NegativeELBO):
     the data, by which eq. 9 counts them. The weight alpha = 0.1 N of the source is a classification_weight of
     0.1 B / l, if labelled images are few.
 
-    Source: Kingma, Mohamed, Rezende and Welling 2014, eq. 6, 7 and 9.
+    Source: Kingma, Rezende, Mohamed and Welling 2014, eq. 6, 7 and 9.
 
     Args:
         classification_weight: Weight of the classification term, >= 0.
@@ -122,13 +122,14 @@ class SemiSupervisedNegativeELBO(NegativeELBO):
 
     def __init__(
         self,
+        *,
         classification_weight: float = 30.0,
         kl_weight: float = 1.0,
         free_bits: float = 0.0,
         name: str = "semi_supervised_negative_elbo",
         **kwargs: Any,
     ) -> None:
-        super().__init__(kl_weight, free_bits, name, **kwargs)
+        super().__init__(kl_weight=kl_weight, free_bits=free_bits, name=name, **kwargs)
         self.classification_weight = checks.number("classification_weight", classification_weight, 0)
         self.label_gradient = tf.Variable(1.0, trainable=False, dtype=tf.float32, name="label_gradient")
 

@@ -13,7 +13,7 @@ from tfp_cvae.checked_model import CheckedModel
 from tfp_cvae.flows import CouplingFlow
 from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag, independent_bernoulli
 from tfp_cvae.model_checks import check_separate, checked_network
-from tfp_cvae.noise import standard_normal, standard_normal_rows, threefry
+from tfp_cvae.noise import standard_normal, standard_normal_rows
 from tfp_cvae.outputs import CVAEOutput
 
 
@@ -23,7 +23,7 @@ class CVAE(CheckedModel):
 
     Source: Kingma and Welling 2014; with a label, Sohn et al. 2015.
 
-    The latent samples drawn in `call` are a function of (`seed`, step, batch) in training and of (`seed`, image) else:
+    The latent samples drawn in `call` are a function of (`seed`, step, row) in training and of (`seed`, image) else:
     the same seed gives the same training, and the bound measured on an image does not depend on the other images.
 
     Args:
@@ -135,11 +135,12 @@ class CVAE(CheckedModel):
             training: As for `posterior`.
 
         Returns:
-            `tfd.MultivariateNormalDiag`, or what else the prior network returns: event shape `[latent_size]`; batch
-            shape `[batch]`, or `[]` for N(0, I). A flow has no `mean` and `stddev`.
+            `tfd.MultivariateNormalDiag`, or what else the prior network returns: batch shape `[batch]`, or `[]` of
+            N(0, I) without `one_hot`; event shape `[latent_size]`. A flow has no `mean` and `stddev`.
         """
         if self.prior_network is None:
-            return tfd.MultivariateNormalDiag(loc=tf.zeros([self.latent_size]))
+            batch_shape = [] if one_hot is None else [tf.shape(one_hot)[0]]
+            return tfd.MultivariateNormalDiag(loc=tf.zeros([*batch_shape, self.latent_size]))
         one_hot = _checked_one_hot(one_hot, self.prior_network.inputs[0].shape[-1])
         return self.prior_network(one_hot, training=training)
 
@@ -346,18 +347,17 @@ class CVAE(CheckedModel):
         Returns:
             `[batch, size]` float32.
         """
-        fingerprint = self.image_seed(image)
         seed = tf.constant(self.seed, tf.uint32)
         if training:
-            # One key for each step and batch, and the numbers of the rows that a replica has of it.
+            # One key for each step, and the numbers of the rows that a replica has of the batch.
             # A step whose batch does not come is none.
-            with tf.control_dependencies([fingerprint]):
+            with tf.control_dependencies([image]):
                 self.step.assign_add(1)
-            rows, total = distribution.rows_of_replica(fingerprint)
-            step = tf.cast(self.step, tf.uint32)
-            key = threefry((seed, tf.bitcast(total, tf.uint32)), (step, tf.zeros_like(step)))
+            rows = distribution.rows_of_replica(tf.shape(image)[0])
+            key = (seed, tf.cast(self.step, tf.uint32))
         else:
             # One key for each image, so that what is measured does not depend on how the images are batched.
+            fingerprint = self.image_seed(image)
             rows = tf.zeros_like(fingerprint)
             key = (seed, tf.bitcast(fingerprint, tf.uint32))
         return standard_normal_rows(key, rows, size)

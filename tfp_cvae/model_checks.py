@@ -98,11 +98,9 @@ def check_metrics(metrics: Iterable[Any]) -> None:
 def check_callbacks(callbacks: Any, bounds: Collection[str]) -> None:
     """Raises TypeError for a callback of another Keras, and ValueError for what would minimise a bound, or cannot save.
 
-    The bounds are known by their names, with "val_" before them or without. Tells those callbacks that ask for it, with
-    a method `follow`, of all of them.
+    The bounds are known by their names, with "val_" before them or without.
     """
-    listed = _listed(callbacks)
-    for callback in listed:
+    for callback in _listed(callbacks):
         if not isinstance(callback, (keras.callbacks.Callback, keras.callbacks.CallbackList, type(None))):
             _check_no_class("callbacks", callback)
             if _is_of_keras_3(callback):
@@ -121,9 +119,14 @@ def check_callbacks(callbacks: Any, bounds: Collection[str]) -> None:
                 raise ValueError(
                     f"callbacks: ModelCheckpoint: {KERAS_FORMAT_ONLY}, got {path!r}; or pass save_weights_only=True"
                 )
-        follow = getattr(callback, "follow", None)
-        if follow is not None:
-            follow(list(listed))
+
+
+def introduce(callbacks: Any) -> None:
+    """Tells those callbacks of this package that have to know of the others, with a method `meet_callbacks`, of all."""
+    listed = list(_listed(callbacks))
+    for callback in listed:
+        if hasattr(callback, "meet_callbacks"):
+            callback.meet_callbacks(listed)
 
 
 def check_order(callbacks: Any) -> None:

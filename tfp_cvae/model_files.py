@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 _MAX_OBJECTS = 10_000
 _MAX_IMAGE_SIZE = 2**26
-# Through the layers of a network, which Keras writes in the order in which they are called.
+# Passes through the layers of a network, which Keras writes in the order in which they are called.
 _MAX_PASSES = 100
 
-# Which register some of their own objects.
+# Libraries that register objects of their own.
 _LIBRARIES = ("keras", "tensorflow", "tensorflow_probability", "tf_keras")
 _MODELS = ("tfp_cvae>CVAE", "tfp_cvae>SemiSupervisedCVAE")
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"

@@ -13,6 +13,8 @@ import tf_keras as keras
 
 from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag, OneHotCategorical, PixelBias, SiLU
 
+# Size of the dense layers between convolutions and latent, whatever the width.
+_DENSE_UNITS = 256
 _UNIT_NORMAL = {"class_name": "RandomNormal", "config": {"stddev": 1.0}}
 
 
@@ -73,7 +75,7 @@ def conv(image_shape: tuple[int, ...], num_classes: int, latent_size: int, width
     """Residual convolutional networks at half and quarter resolution, `depth` blocks at each.
 
     `width` channels at half the image's height and width, twice as many at a quarter. The label enters as a bias of
-    the channels, and again beside the dense layers. The arguments are those of `mlp`.
+    the channels, and again beside the dense layers, which have 256 units. The arguments are those of `mlp`.
     """
     height, width_, channels = image_shape
     half = (-(-height // 2), -(-width_ // 2))
@@ -87,12 +89,12 @@ def conv(image_shape: tuple[int, ...], num_classes: int, latent_size: int, width
     tensor = _residual_blocks(tensor, 2 * width, depth)
     tensor = keras.layers.Flatten()(SiLU()(tensor))
     tensor = tensor if one_hot is None else keras.layers.Concatenate()([tensor, one_hot])
-    tensor = SiLU()(keras.layers.Dense(256)(tensor))
+    tensor = SiLU()(keras.layers.Dense(_DENSE_UNITS)(tensor))
     encoder = _encoder(image, one_hot, tensor, latent_size)
 
     latent, one_hot = keras.Input((latent_size,), name="latent"), _one_hot_input(num_classes)
     tensor = latent if one_hot is None else keras.layers.Concatenate()([latent, one_hot])
-    tensor = SiLU()(keras.layers.Dense(256)(tensor))
+    tensor = SiLU()(keras.layers.Dense(_DENSE_UNITS)(tensor))
     tensor = tensor if one_hot is None else keras.layers.Concatenate()([tensor, one_hot])
     tensor = keras.layers.Dense(2 * width * quarter[0] * quarter[1])(tensor)
     tensor = keras.layers.Reshape((*quarter, 2 * width))(tensor)
@@ -113,7 +115,7 @@ def stacked(m1: Networks, num_classes: int) -> Networks:
     kept, and its heads are new. The decoder of z1, p(z1|z2,y), is part of the prior: a
     `flows.CouplingFlow` with a single coupling.
 
-    Source: Kingma, Mohamed, Rezende and Welling 2014, section 2.1.
+    Source: Kingma, Rezende, Mohamed and Welling 2014, section 2.1.
 
     Args:
         m1: Encoder and decoder without label.

@@ -73,7 +73,7 @@ def log_ratio(output: Any) -> tf.Tensor:
     """Log density ratio log p(z_k|y) - log q(z_k|x,y) of each latent sample, whose mean estimates -R.
 
     Args:
-        output: As of `exact_rate`.
+        output: Output of a `CVAE`; of a `SemiSupervisedCVAE` its `given_each_label`.
 
     Returns:
         `[K, batch]` float32, nats per image.
@@ -111,7 +111,7 @@ def log_likelihood(image: tf.Tensor, output: Any) -> tf.Tensor:
 
     Args:
         image: `[batch, height, width, channels]` float32, in {0, 1}.
-        output: As of `exact_rate`.
+        output: Output of a `CVAE`; of a `SemiSupervisedCVAE` its `given_each_label`.
 
     Returns:
         `[K, batch]` float32, nats per image.
@@ -154,7 +154,7 @@ def log_weights(image: tf.Tensor, output: Any) -> tf.Tensor:
 
     Args:
         image: `[batch, height, width, channels]` float32, in {0, 1}.
-        output: As of `exact_rate`.
+        output: Output of a `CVAE`; of a `SemiSupervisedCVAE` its `given_each_label`.
 
     Returns:
         `[K, batch]` float32, nats per image.
@@ -185,7 +185,7 @@ def iwae(image: tf.Tensor, output: Any) -> tf.Tensor:
 def label_surprise(output: Any) -> tf.Tensor:
     """Surprise -log q(y|x) at the label that was given, the classification term; 0 where none was.
 
-    Source: Kingma, Mohamed, Rezende and Welling 2014, eq. 9.
+    Source: Kingma, Rezende, Mohamed and Welling 2014, eq. 9.
 
     Args:
         output: A `SemiSupervisedOutput`.

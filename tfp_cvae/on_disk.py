@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-# Of what is looked at at a time where all images are gone through.
+# Bytes that are read at a time where all images are looked at.
 _PART_BYTES = 4 * 2**20
 
 
@@ -99,7 +99,7 @@ def merged(first: np.ndarray, second: np.ndarray, in_second: np.ndarray) -> np.n
 
 
 def merged_images(first: Images, second: Images, in_second: np.ndarray) -> Images:
-    """The same of images, which are rows of the same file if they are on disk."""
+    """Merges two sets of images as `merged`; on disk they have to be rows of one file, and stay there."""
     if isinstance(first, RowsOnDisk) and isinstance(second, RowsOnDisk):
         return first.with_rows(merged(first.rows, second.rows, in_second))
     return merged(np.asarray(first), np.asarray(second), in_second)

@@ -17,7 +17,7 @@ class CVAEOutput:
 
     Attributes:
         posterior: q(z|x,y), batch shape `[batch]`, event shape `[latent_size]`.
-        prior: p(z|y), the same shapes; N(0, I) has the batch shape `[]`.
+        prior: p(z|y), the same shapes; the batch shape of N(0, I) is `[]` without labels.
         latent: z_k ~ q(z|x,y), `[num_samples, batch, latent_size]` float32.
         likelihood: p(x|z_k,y), batch shape `[num_samples, batch]`, event shape `[height, width, channels]`.
     """

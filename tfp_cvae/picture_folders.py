@@ -34,7 +34,7 @@ _TURNS = {
 _ON_ITS_SIDE = [_TURNS[orientation] for orientation in (5, 6, 7, 8)]
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 
-# Of folders whose pictures are in splits.
+# Names of subfolders that are splits, not classes.
 _SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation")
 
 _Taken = TypeVar("_Taken")

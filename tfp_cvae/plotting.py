@@ -31,12 +31,20 @@ def lower_bound(history: Mapping[str, Sequence[float] | np.ndarray], title: str 
         The figure, which a notebook shows.
 
     Raises:
-        ValueError: If a column is missing.
+        ValueError: If a column is missing, or has not a value for each epoch.
     """
     if missing := [name for name in ("elbo", "rate", "distortion") if name not in history]:
         raise ValueError(
             f"history: expected the columns elbo, rate and distortion, got none of the name {missing[0]}; compile with "
             "metrics=[ELBO(), Rate(), Distortion()]"
+        )
+    lengths = {
+        name: len(history[name]) for name in history if name.removeprefix("val_") in ("elbo", "rate", "distortion")
+    }
+    if len(set(lengths.values())) > 1:
+        raise ValueError(
+            f"history: expected a value of each column for each epoch, got {lengths}; leave out the columns "
+            "val_..., as after validation_freq=2"
         )
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     bound, parts = figure.subplots(1, 2)

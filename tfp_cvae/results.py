@@ -13,9 +13,9 @@ class Estimate:
     """Mean over images and its standard error.
 
     Attributes:
-        mean: Mean; NaN of no image.
-        standard_error: Standard deviation over the images divided by the square root of their number; NaN of fewer than
-            two.
+        mean: Mean; NaN without images.
+        standard_error: Standard deviation over the images divided by the square root of their number; NaN with fewer
+            than two.
     """
 
     mean: float

@@ -140,11 +140,11 @@ class Run:
             found_versions, class_names = content.pop("versions"), content.pop("class_names")
             if not isinstance(class_names, list) or not _are_strings(*class_names, *found_versions.values()):
                 raise TypeError("names and versions that are not strings")
-            # Which older runs do not all have.
+            # Older runs do not have all of these.
             format_version = int(content.pop("format_version", 0))
             class_probabilities = tuple(map(float, content.pop("class_probabilities", ())))
             dataset_sha256 = str(content.pop("dataset_sha256", ""))
-            # Of those, the path is what was given.
+            # In older runs the path is what was given.
             given = content["dataset"] if path_of(content["dataset"]) else None
             dataset_path = content.pop("dataset_path", given)
             dataset_path = None if dataset_path is None else pathlib.Path(dataset_path)

@@ -1,4 +1,4 @@
-"""The CVAE that learns from few labels: M2 of Kingma, Mohamed, Rezende and Welling 2014."""
+"""The CVAE that learns from few labels: M2 of Kingma, Rezende, Mohamed and Welling 2014."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ class SemiSupervisedCVAE(CVAE):
     The label of an image is in the row of `one_hot`; a row of zeros is an image without label. With the loss
     `SemiSupervisedNegativeELBO` it is the model M2 of the source. p(y) is uniform.
 
-    Source: Kingma, Mohamed, Rezende and Welling 2014, section 2.
+    Source: Kingma, Rezende, Mohamed and Welling 2014, section 2.
 
     Args:
         encoder: As of `CVAE`, with a label.

@@ -44,7 +44,7 @@ from tfp_cvae.sources import load_training_data
 _STEPS_PER_EXECUTION = 50
 _XLA_PAYS_FROM_STEPS = 1000
 _FEW_STEPS = 5
-# Where Keras has workers that are not the chief save, and deletes it, unless they are killed.
+# Folders in which Keras has workers save that are not the chief; it deletes them, unless a worker is killed.
 _OF_OTHER_WORKERS = "workertemp_*"
 
 
@@ -301,7 +301,9 @@ def compile_model(cvae: CVAE, config: TrainConfig, steps_per_epoch: int) -> None
     if config.objective == "iwae":
         loss = NegativeIWAE()
     elif config.semi_supervised:
-        loss = SemiSupervisedNegativeELBO(config.classification_weight, config.kl_weight, config.free_bits)
+        loss = SemiSupervisedNegativeELBO(
+            classification_weight=config.classification_weight, kl_weight=config.kl_weight, free_bits=config.free_bits
+        )
     else:
         loss = NegativeELBO(kl_weight=config.kl_weight, free_bits=config.free_bits)
     cvae.compile(
@@ -334,14 +336,13 @@ def _learning_rate(
 
 def held_out_batches(split: Split, config: TrainConfig) -> tf.data.Dataset:
     """Batches of a validation or test split, in the one draw that all runs share (seed 0)."""
-    batch_size = min(config.batch_size, len(split))
-    return split.batches(batch_size, binarization=config.binarization, conditional=config.conditional)
+    return split.batches(config.batch_size, binarization=config.binarization, conditional=config.conditional)
 
 
 def _fit(
     cvae: CVAE, config: TrainConfig, dataset: Dataset, run: Run, strategy: tf.distribute.Strategy, verbose: int
 ) -> bool:
-    """Whether there was anything left to train."""
+    """Trains, or goes on; returns whether there was anything left to train."""
     batches = distribution.distribute(
         lambda share: dataset.train.batches(
             config.batch_size,
@@ -355,20 +356,6 @@ def _fit(
         strategy,
     )
     steps_per_epoch = _steps_per_epoch(config, dataset)
-    # The true bound that is trained: the loss itself for IWAE, the ELBO whatever the weight of the KL.
-    iwae = config.objective == "iwae"
-    best = {"monitor": "val_loss", "mode": "min"} if iwae else {"monitor": "val_elbo", "mode": "max"}
-    listeners = [
-        HistoryCSV(run.path / "history.csv", images_per_epoch=steps_per_epoch * config.batch_size),
-        *([KLWarmUp(config.kl_warmup_epochs)] if config.kl_warmup_epochs else []),
-        *([LabelWarmUp(config.label_warmup_epochs)] if config.semi_supervised and config.label_warmup_epochs else []),
-        *([SwapEMAWeights()] if config.ema_momentum else []),
-        StopAtNonFiniteLoss(),
-        keras.callbacks.ModelCheckpoint(str(run.path / "model.keras"), save_best_only=True, **best),
-        ImageGrid(run.path / "images_by_epoch.npz", seed=config.seed),
-        *([keras.callbacks.EarlyStopping(patience=config.early_stopping, **best)] if config.early_stopping else []),
-        *([keras.callbacks.TensorBoard(run.path / "tensorboard")] if config.tensorboard else []),
-    ]
     backup = Backup(run.backup_folder, batches)
     # Or the chief could have finished the run before all have seen what there is to do.
     distribution.wait_for_all(strategy)
@@ -388,7 +375,7 @@ def _fit(
                 epochs=config.epochs,
                 steps_per_epoch=steps_per_epoch,
                 initial_epoch=backup.initial_epoch,
-                callbacks=[*listeners, backup, interruption],
+                callbacks=[*_callbacks(config, run, steps_per_epoch), backup, interruption],
                 verbose=verbose,
             )
     except (KeyboardInterrupt, NonFiniteLossError) as error:
@@ -406,6 +393,24 @@ def _fit(
             )
         raise
     return True
+
+
+def _callbacks(config: TrainConfig, run: Run, steps_per_epoch: int) -> list[keras.callbacks.Callback]:
+    """What a configuration asks for besides the training itself, and what fills the run folder."""
+    # The true bound that is trained: the loss itself for IWAE, the ELBO whatever the weight of the KL.
+    iwae = config.objective == "iwae"
+    best = {"monitor": "val_loss", "mode": "min"} if iwae else {"monitor": "val_elbo", "mode": "max"}
+    return [
+        HistoryCSV(run.path / "history.csv", images_per_epoch=steps_per_epoch * config.batch_size),
+        *([KLWarmUp(config.kl_warmup_epochs)] if config.kl_warmup_epochs else []),
+        *([LabelWarmUp(config.label_warmup_epochs)] if config.semi_supervised and config.label_warmup_epochs else []),
+        *([SwapEMAWeights()] if config.ema_momentum else []),
+        StopAtNonFiniteLoss(),
+        keras.callbacks.ModelCheckpoint(str(run.path / "model.keras"), save_best_only=True, **best),
+        ImageGrid(run.path / "images_by_epoch.npz", seed=config.seed),
+        *([keras.callbacks.EarlyStopping(patience=config.early_stopping, **best)] if config.early_stopping else []),
+        *([keras.callbacks.TensorBoard(run.path / "tensorboard")] if config.tensorboard else []),
+    ]
 
 
 def _epochs(count: int, kind: str = "") -> str:
