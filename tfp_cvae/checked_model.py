@@ -106,7 +106,10 @@ class CheckedModel(keras.Model):
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:
-        """Puts back the number of steps at a time, which Keras leaves lower after an exception in the last ones."""
+        """Has settings of the steps refuse to change, and puts back the number of steps at a time after an exception.
+
+        Keras leaves it lower if that comes in the last steps of an epoch.
+        """
         several, outer = self._steps_per_execution, self._is_running
         number = None if several is None else several.numpy()
         self._is_running = True
