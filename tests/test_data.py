@@ -325,7 +325,7 @@ def test_splits_of_different_shape():
         (
             {"batch_size": 10_000, "drop_remainder": True},
             ValueError,
-            "batch_size: expected 1 to .*, the number of train images, with drop_remainder, got 10000, of which there",
+            "batch_size: expected at least one batch of .* train images, got none of 10000; use a smaller batch, or drop_",
         ),
         ({"batch_size": 32.0}, TypeError, "batch_size: expected an integer >= 1, got 32.0"),
         ({"batch_size": 32, "seed": 1.5}, TypeError, "seed: expected an integer >= 0, got 1.5"),
@@ -342,6 +342,21 @@ def test_splits_of_different_shape():
 def test_batches_that_cannot_be_made(dataset, settings, error, message):
     with pytest.raises(error, match=message):
         dataset.train.batches(**settings)
+
+
+def test_few_labels_in_fewer_images_than_a_batch(dataset):
+    """The labelled ones, which may be repeated, are no larger a share of the batch than of the images."""
+    train = dataset.with_few_labels(12, seed=0).train
+    ((_, one_hot), _) = next(iter(train.batches(10_000)))
+    has_label = np.asarray(one_hot).any(axis=1)
+    num_unlabelled = int(np.sum(train.labels == -1))
+    assert np.sum(~has_label) == num_unlabelled
+    assert np.sum(has_label) == max(12, len(train) // 16)
+    message = "batch_size: expected at least one batch of .* train images, got none of"
+    with pytest.raises(ValueError, match=message):
+        train.batches(len(train), drop_remainder=True, labelled_per_batch=5)
+    with pytest.raises(ValueError, match=f"{message} 8; give more images"):
+        dataset.train.rows([]).batches(8)
 
 
 @pytest.mark.parametrize("name", ["train", "validation", "test"])

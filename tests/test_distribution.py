@@ -72,12 +72,16 @@ def train(data, strategy):
     validation = data.validation.batches(8)
     history = cvae.fit(batches, validation_data=validation, epochs=5, steps_per_epoch=6, verbose=0).history
     assert cvae.step.numpy() == 5 * 6
-    try:
-        distribute(lambda share: data.train.batches(31, drop_remainder=True, share=share), strategy)
-    except ValueError as error:
-        assert "batch_size: expected a multiple of 2, the number of replicas, got 31" in str(error)
-    else:
-        assert strategy.num_replicas_in_sync == 1
+    for size, whole, message in (
+        (31, True, "batch_size: expected a multiple of 2, the number of replicas, got 31"),
+        (32, False, "batches: expected drop_remainder=True for several replicas"),
+    ):
+        try:
+            distribute(lambda share: data.train.batches(size, drop_remainder=whole), strategy)
+        except ValueError as error:
+            assert message in str(error)
+        else:
+            assert strategy.num_replicas_in_sync == 1
     # And what Keras deals out by itself, the last batch of which is smaller.
     cvae.fit(data.train.batches(32), epochs=1, verbose=0)
     return history

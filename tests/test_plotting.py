@@ -21,7 +21,8 @@ def test_lower_bound_without_a_metric():
 def test_lower_bound_of_fewer_validations():
     history = {name: np.ones(4) for name in ("elbo", "rate", "distortion")}
     with pytest.raises(
-        ValueError, match=r"history: expected a value .* for each epoch, got .*'val_elbo': 2.*; leave out"
+        ValueError,
+        match=r"history: expected a value .* for each epoch, got .*'val_elbo': 2.*; if only those of the val",
     ):
         plotting.lower_bound({**history, "val_elbo": np.ones(2)})
 

@@ -194,8 +194,8 @@ class Backup(keras.callbacks.Callback):
         """Raises ValueError if the training to go on with is another one."""
         advice = "go on as it was begun, or begin again with another folder"
         for name, value in self._settings().items():
-            # Older backups do not name all of them.
-            before = state["settings"].get(name, value)
+            # Older backups do not name all of them; those without a precision are of float32.
+            before = {"precision": ["float32"], **state["settings"]}.get(name, value)
             # In a text, 1 and 1.0 are not the same.
             if before != value and not (name == "compile" and before and json.loads(before) == json.loads(value)):
                 raise ValueError(

@@ -56,7 +56,7 @@ class CheckedModel(keras.Model):
     predict_function: Any
     takes_unlabelled = False
     reads_metrics = True
-    _is_running = False
+    _num_running = 0
     # Names of what is reported and is to rise.
     _bounds = frozenset({"elbo"})
 
@@ -96,7 +96,7 @@ class CheckedModel(keras.Model):
         """Sets what is part of the steps of `fit`, `evaluate` and `predict`: another value has them traced again."""
         if getattr(self, name, None) == value:
             return
-        if self._is_running:
+        if self._num_running:
             raise ValueError(
                 f"{name.removeprefix('_')}: expected {getattr(self, name)} until fit, evaluate or predict has ended, "
                 f"as its steps are traced with it, got {value}; change it between two calls"
@@ -110,9 +110,9 @@ class CheckedModel(keras.Model):
 
         Keras leaves it lower if that comes in the last steps of an epoch.
         """
-        several, outer = self._steps_per_execution, self._is_running
+        several = self._steps_per_execution
         number = None if several is None else several.numpy()
-        self._is_running = True
+        self._num_running += 1
         try:
             yield
         except BaseException:
@@ -120,7 +120,7 @@ class CheckedModel(keras.Model):
                 several.assign(number)
             raise
         finally:
-            self._is_running = outer
+            self._num_running -= 1
 
     def build_optimizer(self) -> None:
         """Makes the variables of the optimizer: those made in a step that is being traced have it traced once more.

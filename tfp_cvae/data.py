@@ -135,7 +135,7 @@ class Split:
         too, and a second `fit` on it goes on where the first has stopped. Ask for new batches to start again.
 
         Args:
-            batch_size: Images in a batch, >= 1 and at most the size of the split.
+            batch_size: Images in a batch, >= 1; fewer images than that are one smaller batch.
             binarization: As for `binarized`.
             seed: Seed of order and binarization, in [0, 2**31). Leave it at its default for validation and test, so
                 that bounds of different models are measured on the same images.
@@ -158,11 +158,6 @@ class Split:
         """
         batch_size, seed = checks.integer("batch_size", batch_size, 1), checks.seed("seed", seed)
         initial_epoch = checks.integer("initial_epoch", initial_epoch, 0)
-        if drop_remainder and batch_size > len(self):
-            raise ValueError(
-                f"batch_size: expected 1 to {len(self)}, the number of {self.name} images, with drop_remainder, got "
-                f"{batch_size}, of which there would be none; use a smaller batch, or drop_remainder=False"
-            )
         checks.choice("binarization", binarization, typing.get_args(Binarization))
         if labelled_per_batch is not None:
             checks.integer("labelled_per_batch", labelled_per_batch, 1)
@@ -184,6 +179,12 @@ class Split:
             conditional=conditional,
             labelled_per_batch=labelled_per_batch,
         )
+        if not steps:
+            advice = "use a smaller batch, or drop_remainder=False" if len(self) else "give more images"
+            raise ValueError(
+                f"batch_size: expected at least one batch of {len(self)} {self.name} images, got none of "
+                f"{batch_size}; {advice}"
+            )
         epochs = EpochCounter(initial_epoch, steps, settings)
         if self.name == "train":
             dataset = shuffled_epochs(self.images, self.labels, self.num_classes, epochs, share)
@@ -241,8 +242,10 @@ class Split:
         return self.name == "train" and self.has_unlabelled()
 
     def _labelled_per_batch(self, batch_size: int, given: int | None) -> int:
-        in_all = batch_size * int(np.sum(self.labels != UNLABELLED)) // len(self)
-        number = max(1, batch_size // 16, in_all) if given is None else checks.integer("labelled_per_batch", given, 1)
+        # As of the images that there are: each labelled one may be repeated, but not for more than that.
+        size = min(batch_size, len(self))
+        in_all = size * int(np.sum(self.labels != UNLABELLED)) // len(self)
+        number = max(1, size // 16, in_all) if given is None else checks.integer("labelled_per_batch", given, 1)
         if number >= batch_size:
             raise ValueError(
                 f"labelled_per_batch: expected less than batch_size, {batch_size}, got {number}; the other "

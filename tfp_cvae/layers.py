@@ -290,10 +290,11 @@ def clear_bijector_cache() -> None:
     which go with them, stay.
     """
     storage = tfb.Bijector._cache.storage
-    for key, (inputs, outputs, *_) in list(storage.items()):
+    for key, (inputs, outputs, attributes, _) in list(storage.items()):
         # Without outputs where a determinant alone was asked for, or another thread is computing them.
         references = [reference for reference in (key, inputs, outputs) if reference is not None]
-        tensors = tf.nest.flatten([reference() for reference in references])
+        # A determinant is among the attributes, and may be of a graph where the value is not.
+        tensors = tf.nest.flatten([[reference() for reference in references], list(attributes.values())])
         if not any(tf.is_symbolic_tensor(tensor) for tensor in tensors):
             continue
         # An entry deletes itself when one of its tensors goes, which is an error once it is not there any more.

@@ -97,7 +97,7 @@ class CVAE(CheckedModel):
 
     @property
     def num_samples(self) -> int:
-        """Latent samples K of each image in training and evaluation, >= 1."""
+        """Latent samples K of each image in training and evaluation, >= 1; does not change while these run."""
         return self._num_samples
 
     @num_samples.setter
@@ -106,7 +106,7 @@ class CVAE(CheckedModel):
 
     @property
     def seed(self) -> int:
-        """Seed of the latent samples in training and evaluation, in [0, 2**31)."""
+        """Seed of the latent samples in training and evaluation, in [0, 2**31); does not change while these run."""
         return self._seed
 
     @seed.setter

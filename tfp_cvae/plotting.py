@@ -38,13 +38,12 @@ def lower_bound(history: Mapping[str, Sequence[float] | np.ndarray], title: str 
             f"history: expected the columns elbo, rate and distortion, got none of the name {missing[0]}; compile with "
             "metrics=[ELBO(), Rate(), Distortion()]"
         )
-    lengths = {
-        name: len(history[name]) for name in history if name.removeprefix("val_") in ("elbo", "rate", "distortion")
-    }
+    drawn = ("epoch", "elbo", "rate", "distortion")
+    lengths = {name: len(history[name]) for name in history if name.removeprefix("val_") in drawn}
     if len(set(lengths.values())) > 1:
         raise ValueError(
-            f"history: expected a value of each column for each epoch, got {lengths}; leave out the columns "
-            "val_..., as after validation_freq=2"
+            f"history: expected a value of each column for each epoch, got {lengths}; if only those of the "
+            "validation are shorter, as with fit(validation_freq=2), leave them out"
         )
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     bound, parts = figure.subplots(1, 2)

@@ -129,6 +129,7 @@ def test_results_are_those_of_the_files():
         assert " | ".join(written[:2]) in row
     # What of the generated digits of each class is recognised, the command in the first line of the README among them.
     evaluated["first command"] = json.loads((folder / "mnist5k-evaluation.json").read_text())
+    assert f"about {evaluated['first command']['elbo']['mean']:.0f} nats per image" in readme
     for name, result in evaluated.items():
         samples, each = result["samples"], [found["recognised"]["mean"] for found in result["per_class"].values()]
         for key in ("recognised", "recognised_worst_class"):
