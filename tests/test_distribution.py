@@ -54,7 +54,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 import tfp_cvae
-from tfp_cvae.distribution import distribute
+from tfp_cvae.distribution import distribute, rows_of_replica
 from tfp_cvae.on_disk import RowsOnDisk
 
 (cpu,) = tf.config.list_physical_devices("CPU")
@@ -158,6 +158,13 @@ try:
 except ValueError as error:
     assert "batch_size: expected a multiple of 2, the number of replicas, got 31" in str(error)
 assert not os.path.exists(sys.argv[1] + ".run")
+
+# Of a batch of five images, the first replica has three.
+sizes = mirrored.experimental_distribute_values_from_function(
+    lambda context: tf.constant([3, 2][context.replica_id_in_sync_group])
+)
+rows = tf.function(lambda: mirrored.run(rows_of_replica, (sizes,)))()
+assert [part.numpy().tolist() for part in mirrored.experimental_local_results(rows)] == [[0, 1, 2], [3, 4]]
 
 # How steps are put together has nothing to do with where the images are.
 for train_on, places in (

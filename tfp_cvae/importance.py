@@ -198,10 +198,10 @@ def bernoulli_log_prob(image: tf.Tensor, likelihood: tfd.Distribution) -> tf.Ten
     pixels = math.prod(image.shape[1:])
     # Each factor is at most 2, so that a product of 64 is far from overflowing.
     factors = max(size for size in range(1, 65) if pixels % size == 0)
-    shape = tf.concat([tf.shape(logits)[:-3], [factors, pixels // factors]], axis=0)
-    logits, image = tf.reshape(logits, shape), tf.reshape(image, [-1, factors, pixels // factors])
+    shape = tf.concat([tf.shape(logits)[:-3], [pixels // factors, factors]], axis=0)
+    logits, image = tf.reshape(logits, shape), tf.reshape(image, [-1, pixels // factors, factors])
     linear = tf.reduce_sum(image * logits - tf.nn.relu(logits), axis=[-2, -1])
-    return linear - tf.reduce_sum(tf.math.log(tf.reduce_prod(1 + tf.exp(-tf.abs(logits)), axis=-2)), axis=-1)
+    return linear - tf.reduce_sum(tf.math.log(tf.reduce_prod(1 + tf.exp(-tf.abs(logits)), axis=-1)), axis=-1)
 
 
 def _block_terms(cvae: CVAE) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
