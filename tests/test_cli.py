@@ -185,6 +185,30 @@ def test_train_prints_the_bound_and_where_the_pictures_are(tmp_path, npz, capfd)
     assert err == ""
 
 
+@pytest.mark.parametrize(
+    ("lowest", "highest", "binarization", "hinted"),
+    [
+        (64, 192, "dynamic", True),
+        (64, 192, "none", False),
+        (0, 40, "dynamic", False),
+    ],
+)
+def test_train_says_so_if_binarization_leaves_noise(tmp_path, capsys, lowest, highest, binarization, hinted):
+    """A pixel of value p has the variance p (1 - p): at 1/4 and 3/4 it is 0.75 of the most."""
+    images = np.random.default_rng(0).choice(np.array([lowest, highest], np.uint8), (60, 8, 8))
+    np.savez(tmp_path / "tones.npz", images=images, labels=np.arange(60) % 2)
+    words = [
+        "--dataset",
+        str(tmp_path / "tones.npz"),
+        "--binarization",
+        binarization,
+        "--output",
+        str(tmp_path / "run"),
+    ]
+    assert main(["train", *words, "--epochs", "1", "--batch-size", "16", "--width", "4", "--latent-size", "2"]) == 0
+    assert ("Binarized, these images are mostly noise: --binarization none" in capsys.readouterr().out) == hinted
+
+
 def test_evaluate_prints_and_keeps_the_numbers_and_draws_them(run_folder, capfd):
     flags = {"--num-importance-samples": "120", "--num-images": "20", "--label-margin": "7", "--seed": "5"}
     assert main(["evaluate", str(run_folder), "--quick", *[word for flag in flags.items() for word in flag]]) == 0

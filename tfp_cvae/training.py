@@ -44,6 +44,7 @@ from tfp_cvae.sources import load_training_data
 _STEPS_PER_EXECUTION = 50
 _XLA_PAYS_FROM_STEPS = 1000
 _FEW_STEPS = 5
+_SOME_IMAGES = 1000
 # Folders in which Keras has workers save that are not the chief; it deletes them, unless a worker is killed.
 _OF_OTHER_WORKERS = "workertemp_*"
 
@@ -115,6 +116,8 @@ def _lead(
         _check_can_train(config, dataset, strategy)
         if config.binarization == "none" and verbose:
             print("The bounds below are on grey images: not comparable with bounds on binary images.")
+        if config.binarization == "dynamic" and verbose and _mid_tones(dataset.train) > 0.5:
+            print("Binarized, these images are mostly noise: --binarization none keeps their grey values.")
         if config.semi_supervised and not dataset.train.has_unlabelled() and verbose:
             print("All training images have a label: --num-labels keeps a few.")
         atomic.make_folder(path)
@@ -183,6 +186,12 @@ def _check_can_train(config: TrainConfig, dataset: Dataset, strategy: tf.distrib
         raise ValueError(
             "tensorboard: expected the package tensorboard, which is not installed; pip install tensorboard"
         )
+
+
+def _mid_tones(split: Split) -> float:
+    """Mean variance of a binarized pixel over that of a fair coin, of some images: 0 of black and white, 1 of grey."""
+    value = split.binarized("none", rows=np.arange(min(_SOME_IMAGES, len(split))))
+    return float(np.mean(4 * value * (1 - value)))
 
 
 def _check_can_resume(run: Run, dataset: Dataset, verbose: int) -> None:
