@@ -104,7 +104,16 @@ def build_semi_supervised_cvae(
         encoder, decoder = networks.stacked(networks.Networks(encoder, decoder), num_classes)
         prior_network = stacked_prior(num_classes, latent_size)
     classifier = networks.convolutional_classifier(tuple(image_shape), num_classes)
-    return SemiSupervisedCVAE(encoder, decoder, classifier, prior_network, num_samples, seed, deformation, name="cvae")
+    return SemiSupervisedCVAE(
+        encoder,
+        decoder,
+        classifier,
+        prior_network,
+        num_samples=num_samples,
+        seed=seed,
+        deformation=deformation,
+        name="cvae",
+    )
 
 
 def _networks(
@@ -124,13 +133,13 @@ def _networks(
     checks.integer("latent_size", latent_size, 1)
     checks.choice("network", network, typing.get_args(Network))
     checks.choice("prior", prior, typing.get_args(Prior))
-    builder, default_width, default_depth = networks.BUILDERS[network]
-    pair = builder(
+    builder = networks.BUILDERS[network]
+    pair = builder.build(
         shape,
         num_classes,
         latent_size,
-        checks.integer("width", default_width if width is None else width, 1),
-        checks.integer("depth", default_depth if depth is None else depth, 1),
+        checks.integer("width", builder.width if width is None else width, 1),
+        checks.integer("depth", builder.depth if depth is None else depth, 1),
     )
     if prior != "standard" and num_classes == 0:
         raise ValueError(f"prior: expected standard for a model without classes, got {prior}")

@@ -144,7 +144,7 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
         self._batch = batch + 1
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        # The last step of the epoch may have spoilt them, which the loss before it does not show.
+        # The last step may have spoilt the weights, and its loss was computed before.
         for name in ("loss", "val_loss"):
             value = (logs or {}).get(name, 0.0)
             if not np.isfinite(value):

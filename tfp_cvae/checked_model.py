@@ -88,7 +88,7 @@ class CheckedModel(keras.Model):
 
     def compile_from_config(self, config: Any) -> None:
         """Compiles as `keras.Model.compile_from_config`, which leaves out a model that overrides `compile`."""
-        # That of a subclass may take other arguments, while these are those of this one.
+        # These arguments were given to this `compile`; that of a subclass may take others.
         CheckedModel.compile(self, **keras.saving.deserialize_keras_object(config))
         self.build_optimizer()
 

@@ -5,9 +5,6 @@ Imports no NumPy: those of arrays are in `array_checks`.
 
 import math
 import numbers
-import os
-import pathlib
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,26 +71,6 @@ def class_name(source: str, value: str) -> None:
             f"{source}: class_names: expected 1 to {LONGEST_NAME} printable characters, "
             f"got {one_line(repr(value), 100)}; rename the class"
         )
-
-
-def versions_folder(name: str, value: str | os.PathLike[str]) -> pathlib.Path:
-    """Returns the absolute path of a folder for the versions of a served model, if it can be one."""
-    if not str(value):
-        raise ValueError(f"{name}: expected a folder, got an empty name")
-    folder = pathlib.Path(os.path.abspath(value))
-    # A colon is that of a bucket, and ends a path for Docker.
-    if ":" in str(folder):
-        raise ValueError(f"{name}: expected a local folder without ':', to copy to buckets, got {str(folder)!r}")
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{name}: expected a folder, got {str(folder)!r}, which is a file")
-    if (folder / "config.json").exists():
-        raise ValueError(f"{name}: expected a folder for versions alone, got {str(folder)!r}, which holds a run")
-    if not re.fullmatch(r"[\w.-]+", folder.name):
-        raise ValueError(
-            f"{name}: expected a name of letters, digits, '_', '-' and '.', as it is that of the served model, got "
-            f"{folder.name!r}"
-        )
-    return folder
 
 
 def shown(value: Any) -> str:

@@ -178,7 +178,3 @@ def _unbroken(text: str, words: Sequence[str]) -> str:
                 broken = " +".join(" ?".join(map(re.escape, part)) for part in shown.split(" ") if part)
                 text = re.sub(broken, shown.replace("\\", r"\\"), text)
     return text
-
-
-if __name__ == "__main__":
-    sys.exit(main())

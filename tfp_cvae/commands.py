@@ -19,6 +19,7 @@ from tfp_cvae import checks, manifest, recipes
 from tfp_cvae.config import QUICK_EVALUATION, EvaluationConfig, TrainConfig
 from tfp_cvae.dataset_names import check_is_there, default_output
 from tfp_cvae.run import Run, run_to_resume
+from tfp_cvae.run_folder import checked_versions_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,13 +127,13 @@ class Generate:
 
         run = Run.load(self.run_folder)
         run.check_has_model()
-        run.class_number(self.label)
+        number = run.class_number(self.label)
         pictures.check_samples(self.count, self.seed, self.output)
         _note_if_unfinished(run)
         import_tensorflow()
-        from tfp_cvae.figures import save_samples
+        from tfp_cvae.figures import draw_samples
 
-        save_samples(run, self.label, self.count, self.seed, self.output)
+        draw_samples(run, number, self.count, self.seed, self.output)
         print(f"{_images(self.count)}, {pictures.seeds(self.seed, self.count)}: {self.output}")
 
 
@@ -178,7 +179,7 @@ class Export:
         """Runs the command."""
         run = Run.load(self.run_folder)
         run.check_has_model()
-        checks.versions_folder("output", self.output)
+        checked_versions_folder("output", self.output)
         checks.num_samples("num_importance_samples", self.num_importance_samples)
         _note_if_unfinished(run)
         import_tensorflow()

@@ -21,16 +21,6 @@ LearningRateSchedule = Literal["cosine", "constant"]
 # Seed of the one draw in which validation and test images are binarized, for all runs alike.
 HELD_OUT_SEED = 0
 
-_CHOICES = {
-    "model": Model,
-    "binarization": Binarization,
-    "network": Network,
-    "prior": Prior,
-    "objective": Objective,
-    "precision": Precision,
-    "learning_rate_schedule": LearningRateSchedule,
-}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -106,10 +96,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         checks.kind("dataset", self.dataset, str)
-        for name in ("conditional", "tensorboard"):
-            checks.kind(name, getattr(self, name), bool)
-        for name, choices in _CHOICES.items():
-            checks.choice(name, getattr(self, name), typing.get_args(choices))
+        for field in dataclasses.fields(self):
+            if field.type is bool:
+                checks.kind(field.name, getattr(self, field.name), bool)
+            elif typing.get_origin(field.type) is Literal:
+                checks.choice(field.name, getattr(self, field.name), typing.get_args(field.type))
         for name in ("latent_size", "num_samples", "epochs", "batch_size"):
             _put(self, name, checks.integer, 1)
         for name in ("width", "depth", "num_labels", "labelled_per_batch"):

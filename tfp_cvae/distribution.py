@@ -1,4 +1,4 @@
-"""Training on several devices or machines: the strategy, and who does what.
+"""Training on several devices or machines (no probability distributions): the strategy, and who does what.
 
 A replica is a device with a copy of the model, a worker a process with some of them. Each worker reads its share of
 each batch, the gradients are summed over all, and the chief, the first worker, writes the files.
@@ -143,7 +143,7 @@ def _summed(strategy: tf.distribute.Strategy) -> Callable[[tf.Tensor], tf.Tensor
     """A function that sums what each replica gives, traced once."""
 
     def summed(value: tf.Tensor) -> tf.Tensor:
-        # As what a replica has itself: an argument has no device.
+        # The sum takes a value on the device of the replica: an argument is on none, its identity is.
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(value))
 
     return tf.function(lambda value: strategy.run(summed, (value,)))

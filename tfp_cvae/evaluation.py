@@ -102,8 +102,11 @@ def evaluate(
     end = time.perf_counter()
     protocol = {
         **held_out_protocol(dataset, binarization, len(image), config.num_importance_samples),
-        **{key: value for key, value in dataclasses.asdict(config).items() if key != "num_importance_samples"},
-        "num_images": len(image),
+        **{
+            key: value
+            for key, value in dataclasses.asdict(config).items()
+            if key not in ("num_importance_samples", "num_images")
+        },
         "num_real_test_images": len(dataset.test),
         "class_probabilities": probabilities.tolist(),
         "weights_sha256": weights_sha256(cvae),
@@ -312,27 +315,27 @@ def _sample_quality(
     chosen = _choice(len(labelled), config.num_classifier_images, config.seed)
     real, labels = labelled.images[chosen], labelled.labels[chosen]
 
-    def correct(classifier: keras.Model) -> np.ndarray:
-        judged = [
+    def judged_right(classifier: keras.Model) -> np.ndarray:
+        parts = [
             recognition.correct(classifier, test.images[part] / np.float32(255), test.labels[part])
             for part in on_disk.parts(test.images)
         ]
-        return np.concatenate(judged)
+        return np.concatenate(parts)
 
-    def classifier(what: str, images: np.ndarray) -> keras.Model:
+    def trained_on(what: str, images: np.ndarray) -> keras.Model:
         if verbose:
             print(f"classifier on {what}: {len(images):,} images", flush=True)
         return recognition.train_classifier(
             images, labels, cvae.num_classes, epochs=config.classifier_epochs, seed=config.seed, verbose=verbose
         )
 
-    on_real = classifier("real images", real / np.float32(255))
+    on_real = trained_on("real images", real / np.float32(255))
     recognised = recognition.recognised(
         on_real, cvae, count=config.generated_per_class, seed=config.seed, strategy=strategy
     )
     # Other seeds than those of the images that are judged.
     generated = recognition.generated(cvae, labels, config.seed + recognised.size, strategy)
-    on_generated = classifier("generated images", generated)
+    on_generated = trained_on("generated images", generated)
     among_generated = _choice(len(generated), _NEAREST_IMAGES, config.seed)
     among_test = _choice(len(test), _NEAREST_IMAGES, config.seed)
     reconstructed = cvae.reconstruct(test.binarized(binarization, rows=among_test), test.labels[among_test]).numpy()
@@ -341,10 +344,10 @@ def _sample_quality(
         for images in (generated[among_generated], reconstructed, test.binarized("none", rows=among_test))
     )
     quality = SampleQuality(
-        classifier_accuracy=Estimate.of(correct(on_real)),
+        classifier_accuracy=Estimate.of(judged_right(on_real)),
         recognised=Estimate.of(recognised.ravel()),
         recognised_worst_class=min((Estimate.of(judged) for judged in recognised), key=lambda judged: judged.mean),
-        classification_accuracy_score=Estimate.of(correct(on_generated)),
+        classification_accuracy_score=Estimate.of(judged_right(on_generated)),
         nearest_to_samples=samples,
         nearest_to_reconstructions=reconstructions,
         nearest_to_test_images=test_images,

@@ -23,10 +23,10 @@ _MAX_BYTES = 64 * 2**20
 # What makes the logs of a step.
 _MAKE_LOGS = ("train_step", "test_step", "compute_metrics", "get_metrics_result")
 
-TrainFunction = Callable[[Any], dict[str, tf.Tensor]]
+StepsFunction = Callable[[Any], dict[str, tf.Tensor]]
 
 
-def traced_once(model: CheckedModel, make: Callable[..., Any]) -> TrainFunction:
+def traced_once(model: CheckedModel, make: Callable[..., Any]) -> StepsFunction:
     """What `make` makes for a compiled model, with a step that is traced once however many are run at a time.
 
     Of training that holds if the optimizer has its variables already. Where Keras tunes the number of steps, runs them
@@ -72,7 +72,7 @@ def applies(model: keras.Model) -> bool:
     return bool(model.jit_compile and model.steps_per_execution is not None and int(model.steps_per_execution) > 1)
 
 
-def make_train_function(model: keras.Model, stock: TrainFunction) -> TrainFunction:
+def make_train_function(model: keras.Model, stock: StepsFunction) -> StepsFunction:
     """Makes what `keras.Model.make_train_function` makes, for a model to which this `applies`.
 
     Args:
@@ -107,7 +107,7 @@ def make_train_function(model: keras.Model, stock: TrainFunction) -> TrainFuncti
         size = _num_bytes(iterator.element_spec)
         if not size or 2 * size > _MAX_BYTES:
             return stock(iterator)
-        # Whose graph TensorBoard draws.
+        # TensorBoard draws the graph of this attribute.
         model.train_tf_function = compiled
         return compiled(iterator)
 

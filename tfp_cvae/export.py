@@ -19,6 +19,7 @@ from tfp_cvae.model import CVAE
 from tfp_cvae.model_files import weights_sha256
 from tfp_cvae.protocol import versions
 from tfp_cvae.run import Run
+from tfp_cvae.run_folder import checked_versions_folder
 from tfp_cvae.semi_supervised import SemiSupervisedCVAE
 from tfp_cvae.signatures import signatures
 
@@ -91,7 +92,7 @@ def export_saved_model(
         if class_probabilities is None
         else array_checks.probabilities("class_probabilities", class_probabilities, cvae.num_classes)
     )
-    base = checks.versions_folder("base_path", base_path)
+    base = checked_versions_folder("base_path", base_path)
     functions = signatures(cvae, num_importance_samples, probabilities)
     requests = {name: _warmup_inputs(function) for name, function in functions.items()}
     content = {

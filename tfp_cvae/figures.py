@@ -54,24 +54,16 @@ def draw_evaluation(run: Run, dataset: Dataset | None) -> list[pathlib.Path]:
     return _write(run, _evaluation_figures(run, dataset))
 
 
-def save_samples(run: Run, label: str | None, count: int, seed: int, path: pathlib.Path) -> None:
+def draw_samples(run: Run, number: int | None, count: int, seed: int, path: pathlib.Path) -> None:
     """Generates images of one class and writes them as one picture, eight in a row.
 
     Args:
         run: The run.
-        label: Name of the class, or its number; None for a model without classes.
-        count: Number of images, 1 to 1,000.
-        seed: Seed of the first image, in [0, 2**31); the others follow it.
-        path: Picture to write.
-
-    Raises:
-        FileNotFoundError: If there is no folder for the picture.
-        TypeError: If count or seed is not an integer.
-        ValueError: If count or seed is out of range, the label does not exist, or the format of the picture is not
-            known.
+        number: Number of the class, of `Run.class_number`; None for a model without classes.
+        count: Number of images, and
+        seed: seed of the first one, the others follow it, and
+        path: picture to write, which `pictures.check_samples` has let pass.
     """
-    pictures.check_samples(count, seed, path)
-    number = run.class_number(label)
     images = run.model().generate(None if number is None else [number] * count, seed + np.arange(count)).numpy()
     name = "" if number is None else f", class {run.class_names[number]}"
     pictures.save_samples(images, f"{_short(run, run.config.dataset)}{name}: {pictures.seeds(seed, count)}", path)

@@ -283,6 +283,6 @@ def _estimate(
         parallel_iterations=1,
     )
     log_likelihood, log_ratio = tf.unstack(terms / num_samples)
-    exact = objectives.exact_rate(CVAEOutput(posterior, cvae.prior(one_hot), mean, None))
+    exact = objectives.exact_rate(posterior, cvae.prior(one_hot))
     rate = -log_ratio if exact is None else exact
     return largest + tf.math.log(total / num_samples), total**2 / squares, rate, -log_likelihood

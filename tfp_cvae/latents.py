@@ -9,7 +9,6 @@ from sklearn.preprocessing import StandardScaler
 from tfp_cvae import objectives
 from tfp_cvae.model import CVAE
 from tfp_cvae.noise import standard_normal
-from tfp_cvae.outputs import CVAEOutput
 
 _BATCH_SIZE = 500
 
@@ -60,11 +59,9 @@ def posterior_statistics(
         posterior, prior = cvae.posterior(images, labels), cvae.prior(labels)
         noise = standard_normal(cvae.image_seed(images), [cvae.latent_size])
         latent = posterior.mean() + posterior.stddev() * noise
-        output = CVAEOutput(posterior, prior, latent[tf.newaxis], None)
         part = [prior.bijector.inverse(posterior.mean()), prior.bijector.inverse(latent)]
-        if objectives.exact_rate(output) is not None:
-            part.append(objectives.rate_per_dimension(output))
-        parts.append([tensor.numpy() for tensor in part])
+        rate = objectives.diagonal_rate(posterior, prior)
+        parts.append([tensor.numpy() for tensor in [*part, *([] if rate is None else [rate])]])
     mean, noise, *rate = (np.concatenate(part) for part in zip(*parts, strict=True))
     return mean, noise, (rate[0] if rate else None)
 

@@ -22,15 +22,11 @@ class Likelihood(ImportanceEstimate):
     Attributes:
         blind: `log_likelihood`, made without the true label; it is what classification uses. The two differ only where
             the true label is unlikely.
+        decoded: Number of latents that were decoded and weighed for these estimates.
     """
 
     blind: np.ndarray
-
-    @property
-    def decoded(self) -> int:
-        """Number of latents that were decoded and weighed for these estimates."""
-        again = (self.num_samples > SAMPLES_PER_BLOCK) & (self.num_samples.shape[1] > 1)
-        return int(self.num_samples.sum() + SAMPLES_PER_BLOCK * again.sum())
+    decoded: int
 
 
 def likelihood_under_each_label(
@@ -100,6 +96,7 @@ def likelihood_under_each_label(
     first_samples = min(num_samples, SAMPLES_PER_BLOCK) if classes > 1 else num_samples
     look = "a first look at every label: {:,} pairs of image and label" if classes > 1 else "log p(x) of {:,} images"
     first = weigh(look, np.arange(size * classes), first_samples)
+    decoded = int(first.num_samples.sum())
     found = {name: getattr(first, name).reshape(size, classes) for name in _FIELDS}
     blind = found["log_likelihood"].copy()
     if num_samples > first_samples:
@@ -109,10 +106,11 @@ def likelihood_under_each_label(
         if label is not None:
             again[np.arange(size), label] = True
         final = weigh("the likely labels: {:,} pairs of image and label", np.flatnonzero(again), num_samples)
+        decoded += int(final.num_samples.sum())
         for name in _FIELDS:
             found[name][again] = getattr(final, name)
         blind[likely] = found["log_likelihood"][likely]
-    return Likelihood(**found, blind=blind)
+    return Likelihood(**found, blind=blind, decoded=decoded)
 
 
 def _progress_bar(look: str, count: int, num_samples: int, verbose: int) -> Callable[[int], None] | None:

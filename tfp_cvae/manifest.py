@@ -24,6 +24,16 @@ def changing(folder: pathlib.Path, *names: str) -> Iterator[None]:
     files = {name: entry for name, entry in files.items() if not _within(name, names)}
     _write(folder, files, sorted({*others, *names}))
     yield
+    record(folder, *names)
+
+
+def record(folder: pathlib.Path, *names: str) -> None:
+    """Writes down files and folders as they are now.
+
+    Args:
+        folder: Folder of the manifest.
+        *names: Files in it, and folders, with all that is in them.
+    """
     written = {}
     for name in names:
         path = folder / name

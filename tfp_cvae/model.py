@@ -84,7 +84,8 @@ class CVAE(CheckedModel):
         self.prior_network = prior
         self.num_samples = num_samples
         self.seed = seed
-        self._hash = np.random.default_rng(0).integers(-(2**31), 2**31, math.prod(self.image_shape), dtype=np.int32)
+        pixels = math.prod(self.image_shape)
+        self._hash_factors = np.random.default_rng(0).integers(-(2**31), 2**31, pixels, dtype=np.int32)
         self.step = self.add_weight(
             name="step",
             shape=(),
@@ -312,8 +313,8 @@ class CVAE(CheckedModel):
     def image_seed(self, image: tf.Tensor) -> tf.Tensor:
         """Seed for the latent samples of an image: a hash of its pixels, `[batch]` int32."""
         # Any fixed random integers do, as the sum wraps and is exact.
-        pixels = tf.cast(tf.round(255 * tf.reshape(image, [-1, self._hash.size])), tf.int32)
-        return tf.reduce_sum(pixels * self._hash, axis=-1)
+        pixels = tf.cast(tf.round(255 * tf.reshape(image, [-1, self._hash_factors.size])), tf.int32)
+        return tf.reduce_sum(pixels * self._hash_factors, axis=-1)
 
     def make_train_function(self, force: bool = False) -> Any:
         """Makes what `fit` calls, as Keras does; with XLA, several steps are one program (`execution`)."""

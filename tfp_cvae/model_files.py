@@ -12,12 +12,16 @@ import os
 import pathlib
 import zipfile
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import h5py  # type: ignore[import-untyped]
+import tensorflow as tf
+import tf_keras as keras
+from tf_keras.src.engine.functional import Functional
 
 from tfp_cvae import archive
-
-if TYPE_CHECKING:
-    from tfp_cvae.model import CVAE
+from tfp_cvae.model import CVAE
+from tfp_cvae.semi_supervised import SemiSupervisedCVAE
 
 _MAX_OBJECTS = 10_000
 _MAX_IMAGE_SIZE = 2**26
@@ -26,7 +30,7 @@ _MAX_PASSES = 100
 
 # Libraries that register objects of their own.
 _LIBRARIES = ("keras", "tensorflow", "tensorflow_probability", "tf_keras")
-_MODELS = ("tfp_cvae>CVAE", "tfp_cvae>SemiSupervisedCVAE")
+_MODELS = tuple(map(keras.saving.get_registered_name, (CVAE, SemiSupervisedCVAE)))
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 
 # Where a configuration may find a class of Keras, and the sources of those that neither run code nor read files. Left
@@ -67,7 +71,7 @@ _SOURCES = (
 )
 
 
-def load_keras(path: str | os.PathLike[str]) -> "CVAE":
+def load_keras(path: str | os.PathLike[str]) -> CVAE:
     """Loads a model from a `.keras` file as `keras.models.load_model(path, compile=False)`, after checks.
 
     The file may name the layers of Keras that compute with weights, initializers and their like, the classes of this
@@ -84,8 +88,6 @@ def load_keras(path: str | os.PathLike[str]) -> "CVAE":
         ValueError: If the file is absent, is no model of this package, is spoilt, names other code, or asks for more
             weights than it holds.
     """
-    # Registers the classes of the package.
-    importlib.import_module("tfp_cvae.semi_supervised")
     size = archive.file_size(path, ".keras file")
     if pathlib.Path(path).suffix != ".keras":
         raise ValueError(f"{archive.one_line(path)}: expected a file that ends in .keras, got another name; rename it")
@@ -103,7 +105,7 @@ def load_keras(path: str | os.PathLike[str]) -> "CVAE":
         ) from error
 
 
-def weights_sha256(cvae: "CVAE") -> str:
+def weights_sha256(cvae: CVAE) -> str:
     """SHA-256 of the weights, in hexadecimal digits: what tells a trained model from another, whenever it was saved."""
     digest = hashlib.sha256()
     for weight in cvae.get_weights():
@@ -132,8 +134,6 @@ def _model_contents(file: zipfile.ZipFile, size: int) -> dict[str, bytes]:
 
 def _stored_variables(weights: bytes) -> tuple[int, int]:
     """Number of arrays in an HDF5 file, and of elements in all; refuses what Keras does not write."""
-    import h5py  # type: ignore[import-untyped]
-
     count, elements, stored = 0, 0, 0
     with h5py.File(io.BytesIO(weights), "r") as file:
         groups, seen = [file], {h5py.h5o.get_info(file.id).addr}
@@ -157,8 +157,6 @@ def _stored_variables(weights: bytes) -> tuple[int, int]:
 
 
 def _stored_bytes(dataset: Any) -> int:
-    import h5py
-
     if not isinstance(dataset, h5py.Dataset) or dataset.shape is None or dataset.dtype.kind not in "biuf":
         raise ValueError("weights that are not arrays of numbers")
     properties = dataset.id.get_create_plist()
@@ -202,8 +200,6 @@ def _check_config(config: Any) -> None:
 
 def _check_object(value: dict[str, Any]) -> None:
     """Refuses what Keras would find elsewhere than among the classes that a model may use."""
-    import tf_keras as keras
-
     name, module, registered = value["class_name"], value.get("module", ""), value.get("registered_name")
     shown = f"{archive.one_line(module, 100)}.{archive.one_line(name, 100)}"
     advice = "; register it with keras.saving.register_keras_serializable first, if it is yours"
@@ -222,8 +218,6 @@ def _check_object(value: dict[str, Any]) -> None:
 
 def _found_class(value: dict[str, Any]) -> type | None:
     """The class that Keras will find, if it is registered or one of Keras that computes with weights."""
-    import tf_keras as keras
-
     found = keras.saving.get_registered_object(value.get("registered_name"))
     if found is None:
         # As Keras, which calls itself by both names.
@@ -232,7 +226,7 @@ def _found_class(value: dict[str, Any]) -> type | None:
         if module not in _NAMESPACES:
             return None
         found = vars(importlib.import_module(module)).get(value["class_name"])
-    # By which some layers look for what they are given, whatever else it says.
+    # Some layers look up what they wrap by class_name alone, and would find another class.
     if not isinstance(found, type) or found.__name__ != value["class_name"]:
         return None
     harmless = any(f"{found.__module__}.".startswith(f"tf_keras.src.{source}.") for source in _SOURCES)
@@ -249,9 +243,6 @@ def _is_registered(found: Any) -> bool:
 
 def _check_order(layers: Any) -> None:
     """Refuses layers that wait for each other or for one that is not there: Keras would try for ever."""
-    import tf_keras as keras
-
-    network = importlib.import_module("tf_keras.src.engine.functional").Functional
     waiting: dict[str, list[list[tuple[str, Any]]]] = {}
     made: set[tuple[str, Any]] = set()
     counts: dict[str, int] = {}
@@ -260,7 +251,7 @@ def _check_order(layers: Any) -> None:
         if not name or name in waiting or name != layer["config"]["name"]:
             raise ValueError(f"layers of one name, {archive.one_line(repr(name), 100)}, or of none")
         waiting[name] = [list(_references(node)) for node in layer["inbound_nodes"]]
-        functional = isinstance(found, type) and issubclass(found, network)
+        functional = isinstance(found, type) and issubclass(found, Functional)
         # A network has been called once before, on its own inputs.
         counts[name] = int(functional)
         if isinstance(found, type) and issubclass(found, keras.layers.InputLayer):
@@ -286,13 +277,8 @@ def _references(node: Any) -> Iterator[tuple[str, Any]]:
         yield from _references(child)
 
 
-def _load_checked(path: str | os.PathLike[str], count: int, elements: int) -> "CVAE":
+def _load_checked(path: str | os.PathLike[str], count: int, elements: int) -> CVAE:
     """Loads a file whose configuration is harmless; stops before more variables are made than are stored."""
-    import tensorflow as tf
-    import tf_keras as keras
-
-    from tfp_cvae.model import CVAE
-
     # Scalars are left out, as each model has counters that are not saved.
     made = {"arrays": 0, "elements": 0}
 

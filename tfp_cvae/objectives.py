@@ -46,7 +46,7 @@ def rate(output: Any) -> tf.Tensor:
     """
     if isinstance(output, SemiSupervisedOutput):
         return output.expectation(rate(output.given_each_label)) + output.label_rate()
-    exact = exact_rate(output)
+    exact = exact_rate(output.posterior, output.prior)
     if exact is not None:
         return exact
     loc, scale = tf.stop_gradient(output.posterior.mean()), tf.stop_gradient(output.posterior.stddev())
@@ -54,17 +54,18 @@ def rate(output: Any) -> tf.Tensor:
     return tf.reduce_mean(log_posterior - output.prior.log_prob(output.latent), axis=0)
 
 
-def exact_rate(output: Any) -> tf.Tensor | None:
+def exact_rate(posterior: tfd.Distribution, prior: tfd.Distribution) -> tf.Tensor | None:
     """Rate KL(q(z|x,y) || p(z|y)) in closed form; None where there is none, as for a prior that is a flow.
 
     Args:
-        output: Output of a `CVAE`; of a `SemiSupervisedCVAE` its `given_each_label`.
+        posterior: q(z|x,y), batch shape `[batch]`.
+        prior: p(z|y), batch shape `[batch]` or `[]`.
 
     Returns:
         `[batch]` float32, nats per image, >= 0.
     """
     try:
-        return tfd.kl_divergence(output.posterior, output.prior)
+        return tfd.kl_divergence(posterior, prior)
     except NotImplementedError:
         return None
 
@@ -96,14 +97,28 @@ def rate_per_dimension(output: Any) -> tf.Tensor:
     if isinstance(output, SemiSupervisedOutput):
         of_latent = output.expectation(rate_per_dimension(output.given_each_label))
         return tf.concat([of_latent, output.label_rate()[:, tf.newaxis]], axis=-1)
-    if exact_rate(output) is None:
+    parts = diagonal_rate(output.posterior, output.prior)
+    if parts is None:
         raise ValueError(
             "prior: expected a diagonal one for the rate of each dimension (free_bits), got "
             f"{type(output.prior).__name__}, whose KL has no parts"
         )
-    posterior = tfd.Normal(output.posterior.mean(), output.posterior.stddev())
-    prior = tfd.Normal(output.prior.mean(), output.prior.stddev())
-    return tfd.kl_divergence(posterior, prior)
+    return parts
+
+
+def diagonal_rate(posterior: tfd.Distribution, prior: tfd.Distribution) -> tf.Tensor | None:
+    """Rate of each latent dimension of two diagonal normal distributions; None for others, such as a flow.
+
+    Args:
+        posterior: q(z|x,y), batch shape `[batch]`.
+        prior: p(z|y), batch shape `[batch]` or `[]`.
+
+    Returns:
+        `[batch, latent_size]` float32, nats per image, >= 0.
+    """
+    if exact_rate(posterior, prior) is None:
+        return None
+    return tfd.kl_divergence(tfd.Normal(posterior.mean(), posterior.stddev()), tfd.Normal(prior.mean(), prior.stddev()))
 
 
 def log_likelihood(image: tf.Tensor, output: Any) -> tf.Tensor:

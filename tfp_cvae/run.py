@@ -111,7 +111,8 @@ class Run:
         atomic.make_folder(path)
         atomic.flush(path.parent)
         if not overwrites:
-            # A run has a backup from the beginning; but the old settings may not have one to go on with.
+            # Before the settings, so that no run is without a backup; but not beside those of an old run, which would
+            # then look as if it could be resumed.
             run.backup_folder.mkdir(exist_ok=True)
         write_atomically(path / CONFIG, lambda file: file.write_text(text + "\n"))
         run.backup_folder.mkdir(exist_ok=True)
@@ -244,8 +245,7 @@ class Run:
 
     def finish(self) -> None:
         """Marks the end of the training: lists its files in the manifest, and deletes the backup."""
-        with manifest.changing(self.path, *_FILES):
-            pass
+        manifest.record(self.path, *_FILES)
         if self.backup_folder.exists():
             self.backup_folder.rename(self.path / _OLD_BACKUP)
         self.delete_old_backup()

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 
 from tfp_cvae import archive
 
@@ -66,6 +67,26 @@ def check_free(path: pathlib.Path, overwrite: bool) -> None:
             f"output: expected a new folder, got {str(path)!r}, which holds a run; go on with it (--resume), overwrite "
             "it (--overwrite), or choose another one"
         )
+
+
+def checked_versions_folder(name: str, value: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the absolute path of a folder for the versions of a served model, if it can be one."""
+    if not str(value):
+        raise ValueError(f"{name}: expected a folder, got an empty name")
+    folder = pathlib.Path(os.path.abspath(value))
+    # A colon is that of a bucket, and ends a path for Docker.
+    if ":" in str(folder):
+        raise ValueError(f"{name}: expected a local folder without ':', to copy to buckets, got {str(folder)!r}")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{name}: expected a folder, got {str(folder)!r}, which is a file")
+    if has_config(folder):
+        raise ValueError(f"{name}: expected a folder for versions alone, got {str(folder)!r}, which holds a run")
+    if not re.fullmatch(r"[\w.-]+", folder.name):
+        raise ValueError(
+            f"{name}: expected a name of letters, digits, '_', '-' and '.', as it is that of the served model, got "
+            f"{folder.name!r}"
+        )
+    return folder
 
 
 def _is_of_run(config: pathlib.Path) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 from tensorflow_probability import distributions as tfd
+from tf_keras.src.engine.functional import Functional
 
 from tfp_cvae import array_checks, augmentation, checks
 from tfp_cvae.layers import OneHotCategorical
@@ -65,7 +66,7 @@ class SemiSupervisedCVAE(CVAE):
         check_separate(encoder=encoder, decoder=decoder, prior=prior, classifier=classifier)
         self.classifier = classifier
         self.deformation = deformation
-        self._posterior_given_each_label = _given_each_label(encoder, self.num_classes)
+        self._posterior_given_each_label = _shared_encoder(encoder, self.num_classes)
 
     @property
     def deformation(self) -> float:
@@ -162,9 +163,7 @@ class SemiSupervisedCVAE(CVAE):
         return super().from_config({**config, "classifier": classifier}, custom_objects)
 
 
-def _given_each_label(
-    encoder: keras.Model, num_classes: int
-) -> Callable[[tf.Tensor, tf.Tensor, bool], tfd.Distribution]:
+def _shared_encoder(encoder: keras.Model, num_classes: int) -> Callable[[tf.Tensor, tf.Tensor, bool], tfd.Distribution]:
     """Function from images, one-hot labels of `num_classes` rows for each, and `training` to q(z|x,y) of each row.
 
     What reads the image alone is computed once for all labels. Keras would track attributes of the model a second time,
@@ -184,10 +183,10 @@ def _given_each_label(
             if with_label.intersection(map(id, node.keras_inputs)):
                 with_label.update(map(id, tf.nest.flatten(node.outputs)))
                 shared.update({id(tensor): tensor for tensor in node.keras_inputs})
-    added = any(type(layer).__name__ in ("AddLoss", "AddMetric") for layer in encoder.layers)
-    called = type(encoder).call is not type(keras.Model(image, image)).call
-    if added or called or id(encoder.output) not in with_label:
-        # What was added, or overridden, belongs to the encoder as a whole.
+    adds_losses = any(type(layer).__name__ in ("AddLoss", "AddMetric") for layer in encoder.layers)
+    overrides_call = type(encoder).call is not Functional.call
+    if adds_losses or overrides_call or id(encoder.output) not in with_label:
+        # What is added, or overridden, belongs to the encoder as a whole.
         return lambda image, one_hot, training: encoder([rows(image), one_hot], training=training)
     alone = [tensor for key, tensor in shared.items() if key not in with_label]
     first = keras.Model(image, alone)

@@ -33,6 +33,20 @@ _SPLITS = {"train": ("images", "labels")} | {
 _ARRAYS = (*(key for keys in _SPLITS.values() for key in keys), "class_names")
 
 
+@contextlib.contextmanager
+def _on_one_line() -> Iterator[None]:
+    """Names of files and texts of libraries can hold anything."""
+    try:
+        yield
+    except (OSError, TypeError, ValueError) as error:
+        message = one_line(error, 900)
+        if message == str(error):
+            raise
+        kind = next(kind for kind in (ConnectionError, OSError, TypeError, ValueError) if isinstance(error, kind))
+        raise kind(message) from error
+
+
+@_on_one_line()
 def load_dataset(name_or_path: str | os.PathLike[str]) -> Dataset:
     """Loads a labelled set of images.
 
@@ -59,31 +73,11 @@ def load_dataset(name_or_path: str | os.PathLike[str]) -> Dataset:
         ConnectionError: If a data set would have to be downloaded and there is no connection.
         OSError: If there is no room for decoded images.
     """
-    with _on_one_line():
-        return _load(name_or_path)
-
-
-@contextlib.contextmanager
-def _on_one_line() -> Iterator[None]:
-    """Names of files and texts of libraries can hold anything."""
-    try:
-        yield
-    except (OSError, TypeError, ValueError) as error:
-        message = one_line(error, 900)
-        if message == str(error):
-            raise
-        kind = next(kind for kind in (ConnectionError, OSError, TypeError, ValueError) if isinstance(error, kind))
-        raise kind(message) from error
-
-
-def _load(name_or_path: str | os.PathLike[str]) -> Dataset:
     name = os.fspath(name_or_path) if isinstance(name_or_path, (str, os.PathLike)) else None
     if not isinstance(name, str):
         kind = type(name_or_path).__name__
         raise TypeError(f"dataset: expected a name or a path, got {one_line(repr(name_or_path))} of type {kind}")
     path = pathlib.Path(name)
-    if name == EMBEDDED:
-        return _load_named(name)
     if path.suffix == ".npz":
         arrays = load_arrays(path, _ARRAYS)
         if not arrays:
@@ -139,7 +133,7 @@ def load_training_data(config: TrainConfig, *, named: bool = False) -> Dataset:
         ConnectionError: If a data set would have to be downloaded and there is no connection.
     """
     with _on_one_line():
-        dataset = (_load_named if named else _load)(config.dataset)
+        dataset = _load_named(config.dataset) if named else load_dataset(config.dataset)
     return dataset if config.num_labels is None else dataset.with_few_labels(config.num_labels, config.seed)
 
 

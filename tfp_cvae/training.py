@@ -366,7 +366,7 @@ def _fit(
     )
     steps_per_epoch = _steps_per_epoch(config, dataset)
     backup = Backup(run.backup_folder, batches)
-    # Or the chief could have finished the run before all have seen what there is to do.
+    # A chief that goes ahead could delete the backup before the others have read it.
     distribution.wait_for_all(strategy)
     if backup.finished:
         return False
