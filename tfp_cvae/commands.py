@@ -101,7 +101,7 @@ class Evaluate:
         if not is_chief:
             return
         print(f"\n{result}")
-        print(f"\n{run.path / 'evaluation.json'}, and its figures:", flush=True)
+        print(f"\n{run.evaluation_file}, and its figures:", flush=True)
         for path in figures.draw_evaluation(run, dataset):
             print(path)
 

@@ -84,12 +84,11 @@ def _drawn_classes(run: Run) -> tuple[tuple[str, ...], str]:
 
 
 def _write(run: Run, figures: Iterator[tuple[str, Figure]]) -> list[pathlib.Path]:
-    folder = run.path / "figures"
-    folder.mkdir(exist_ok=True)
+    run.figures_folder.mkdir(exist_ok=True)
     drawn = []
     with manifest.changing(run.path, *FIGURES):
         for name, figure in figures:
-            path = folder / f"{name}.png"
+            path = run.figures_folder / f"{name}.png"
             pictures.save(figure, path)
             drawn.append(path)
     return drawn

@@ -24,23 +24,24 @@ if TYPE_CHECKING:
     from tfp_cvae.model import CVAE
 
 _BOUND = ("elbo", "rate", "distortion", "iwae")
-_EVALUATION = "evaluation.json"
+_EVALUATION, _MODEL, _HISTORY, _IMAGES = "evaluation.json", "model.keras", "history.csv", "images_by_epoch.npz"
+_FIGURES = "figures"
 # Two numbers for each pair of classes, of which there may be 3,000.
 _MAX_EVALUATION_BYTES = 2**28
-_FILES = (_EVALUATION, "model.keras", "history.csv", "images_by_epoch.npz", CONFIG)
+_OF_TRAINING = (_MODEL, _HISTORY, _IMAGES)
+_FILES = (_EVALUATION, *_OF_TRAINING, CONFIG)
 _OLD_BACKUP = f"{atomic.TEMPORARY_PREFIX}backup"
-_FIGURES = tuple(f"figures/{name}.png" for name in ("lower_bound", "generated_by_epoch", "classes", "styles"))
-_OF_EVALUATION = (
-    _EVALUATION,
-    *(f"figures/{name}.png" for name in ("latent", "calibration", "class_tables", "neighbours")),
+_FIGURES_OF_TRAINING, _FIGURES_OF_EVALUATION = (
+    tuple(f"{_FIGURES}/{name}.png" for name in names.split())
+    for names in ("lower_bound generated_by_epoch classes styles", "latent calibration class_tables neighbours")
 )
 # Other pictures in the folder are not the run's.
-FIGURES = (*_FIGURES, *_OF_EVALUATION[1:])
+FIGURES = (*_FIGURES_OF_TRAINING, *_FIGURES_OF_EVALUATION)
 # What a new run in the same folder deletes, in an order in which an interrupted deletion is never taken for a finished
 # run. Its settings, which make it a run, are replaced.
 _CONTENTS = (
-    *(*_OF_EVALUATION, BACKUP, manifest.FILE, *_FIGURES, "tensorboard"),
-    *(name for name in _FILES if name not in (_EVALUATION, CONFIG)),
+    *(_EVALUATION, *_FIGURES_OF_EVALUATION, BACKUP, manifest.FILE),
+    *(*_FIGURES_OF_TRAINING, "tensorboard", *_OF_TRAINING),
 )
 
 # Version of the run folder: 0 had neither this number nor a backup, a manifest and the fingerprint of the data.
@@ -235,6 +236,31 @@ class Run:
         """Backups of the training; there until it is finished."""
         return self.path / BACKUP
 
+    @property
+    def model_file(self) -> pathlib.Path:
+        """The model of the epoch with the best validation bound."""
+        return self.path / _MODEL
+
+    @property
+    def history_file(self) -> pathlib.Path:
+        """Table of what was measured in each epoch."""
+        return self.path / _HISTORY
+
+    @property
+    def images_file(self) -> pathlib.Path:
+        """Images generated in the course of the training."""
+        return self.path / _IMAGES
+
+    @property
+    def evaluation_file(self) -> pathlib.Path:
+        """The held-out bound, or all of an evaluation."""
+        return self.path / _EVALUATION
+
+    @property
+    def figures_folder(self) -> pathlib.Path:
+        """Where the figures are."""
+        return self.path / _FIGURES
+
     def stage(self) -> str:
         """How far a training is that is not finished, for messages."""
         return f"the training runs or was stopped, after {len(self.history())} of {self.config.epochs} epochs"
@@ -257,7 +283,7 @@ class Run:
 
     def delete_evaluation(self) -> None:
         """Deletes the evaluation of a model that is going to be trained further, and its figures."""
-        for name in _OF_EVALUATION:
+        for name in (_EVALUATION, *_FIGURES_OF_EVALUATION):
             atomic.delete(self.path / name)
 
     def faults(self) -> dict[str, str]:
@@ -300,7 +326,7 @@ class Run:
         Raises:
             ValueError: If the file is not as it was written.
         """
-        file = self.path / "history.csv"
+        file = self.history_file
         if not file.is_file():
             return []
         try:
@@ -327,27 +353,27 @@ class Run:
         self.check_has_model()
         from tfp_cvae import model_files
 
-        return model_files.load_keras(self.path / "model.keras")
+        return model_files.load_keras(self.model_file)
 
     def check_has_model(self) -> None:
         """Raises ValueError unless a trained model has been saved."""
         if not self.has_model():
             raise ValueError(
-                f"run: expected a finished training in {str(self.path)!r}, got no model.keras; train it first"
+                f"run: expected a finished training in {str(self.path)!r}, got no {_MODEL}; train it first"
             )
 
     def model_sha256(self) -> str:
         """SHA-256 of the file of the trained model, in hexadecimal digits."""
         self.check_has_model()
-        return manifest.sha256(self.path / "model.keras")
+        return manifest.sha256(self.model_file)
 
     def has_model(self) -> bool:
         """Whether a trained model has been saved."""
-        return (self.path / "model.keras").is_file()
+        return self.model_file.is_file()
 
     def has_images_by_epoch(self) -> bool:
         """Whether `callbacks.ImageGrid` has kept anything."""
-        return (self.path / "images_by_epoch.npz").is_file()
+        return self.images_file.is_file()
 
     def images_by_epoch(self) -> "tuple[numpy.ndarray, numpy.ndarray]":
         """What `callbacks.ImageGrid` kept: epochs `[e]` int64 and images `[e, rows, height, width, channels]` uint8.
@@ -357,7 +383,7 @@ class Run:
         """
         from tfp_cvae.array_files import load_arrays
 
-        file = self.path / "images_by_epoch.npz"
+        file = self.images_file
         arrays = load_arrays(file, ("epochs", "images"))
         epochs, images = arrays.get("epochs"), arrays.get("images")
         if epochs is None or images is None or epochs.shape != images.shape[:1] or images.dtype != "uint8":
@@ -393,13 +419,13 @@ class Run:
             f"{found}held-out bound, nats per image: {', '.join(bound)}\n"
             f"  {protocol['num_images']:,} test images{elsewhere}, {self.binarization_note()}; "
             f"K = {protocol['num_samples']}; mean +- standard error; training seed {self.config.seed}\n"
-            f"figures: {self.path / 'figures'}\n"
-            f"model:   {self.path / 'model.keras'}"
+            f"figures: {self.figures_folder}\n"
+            f"model:   {self.model_file}"
         )
 
     def has_evaluation(self) -> bool:
         """Whether the model has been evaluated."""
-        return (self.path / _EVALUATION).is_file()
+        return self.evaluation_file.is_file()
 
     def is_evaluated_on_own_data(self) -> bool:
         """Whether the evaluation is of the data set of the training, and not of another one."""
@@ -418,7 +444,7 @@ class Run:
         # A row of numbers on a line: there are as many numbers as pairs of classes.
         text = re.sub(r'\[\n[^][{}"]*\]', lambda row: re.sub(r"\n *", " ", row[0]), text)
         with manifest.changing(self.path, _EVALUATION):
-            write_atomically(self.path / _EVALUATION, lambda file: file.write_text(text + "\n"))
+            write_atomically(self.evaluation_file, lambda file: file.write_text(text + "\n"))
 
     def evaluation(self) -> dict[str, Any]:
         """Content of `evaluation.json`.
@@ -426,9 +452,9 @@ class Run:
         Raises:
             ValueError: If the run has not been evaluated.
         """
-        file = self.path / _EVALUATION
+        file = self.evaluation_file
         if not self.has_evaluation():
-            raise ValueError(f"run: expected a finished training in {str(self.path)!r}, got no evaluation.json")
+            raise ValueError(f"run: expected a finished training in {str(self.path)!r}, got no {_EVALUATION}")
         try:
             content = archive.parse_json(file.read_bytes(), _MAX_EVALUATION_BYTES)
             checks.kind("content", content, dict)

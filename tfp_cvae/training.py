@@ -221,7 +221,7 @@ def _train(run: Run, dataset: Dataset, strategy: tf.distribute.Strategy, verbose
             print(
                 "These are few steps: a smaller batch (--batch-size) gives more, and a better model in as many epochs."
             )
-    for folder in (run.path, run.path / "figures"):
+    for folder in (run.path, run.figures_folder):
         atomic.delete_temporary(folder)
     for folder in run.path.glob(_OF_OTHER_WORKERS):
         shutil.rmtree(folder)
@@ -229,20 +229,26 @@ def _train(run: Run, dataset: Dataset, strategy: tf.distribute.Strategy, verbose
     if verbose:
         print("measuring the held-out bound, and drawing figures ...", flush=True)
     best = run.model()
+    # Else the evaluation is that of the same model, and perhaps of many more samples.
     if trained or not run.has_evaluation():
-        # Else it is that of the same model, and perhaps of many more samples.
-        bound = evaluate_bound(best, held_out_batches(dataset.test, config))
-        protocol = held_out_protocol(dataset, config.binarization, bound.num_images, bound.num_samples)
-        result = {**bound.to_dict(), "protocol": {**protocol, "weights_sha256": weights_sha256(best)}}
-        if config.model != "cvae":
-            image, label = dataset.test.binarized(config.binarization), dataset.test.labels
-            accuracy = label_posterior_accuracy(best, dataset.train, image, label, config.binarization)
-            result["label_posterior_accuracy"] = accuracy.to_dict()
-        # One that was made meanwhile may be of an epoch that is not kept.
-        run.delete_evaluation()
-        run.write_evaluation(result)
+        _evaluate(run, best, dataset)
     figures.draw(run, best, dataset)
     run.finish()
+
+
+def _evaluate(run: Run, best: CVAE, dataset: Dataset) -> None:
+    """Measures the held-out bound, and of a model with few labels how many images it puts into the right class."""
+    config = run.config
+    bound = evaluate_bound(best, held_out_batches(dataset.test, config))
+    protocol = held_out_protocol(dataset, config.binarization, bound.num_images, bound.num_samples)
+    result = {**bound.to_dict(), "protocol": {**protocol, "weights_sha256": weights_sha256(best)}}
+    if config.model != "cvae":
+        image, label = dataset.test.binarized(config.binarization), dataset.test.labels
+        accuracy = label_posterior_accuracy(best, dataset.train, image, label, config.binarization)
+        result["label_posterior_accuracy"] = accuracy.to_dict()
+    # One that was made meanwhile may be of an epoch that is not kept.
+    run.delete_evaluation()
+    run.write_evaluation(result)
 
 
 def _compiled_model(config: TrainConfig, dataset: Dataset, strategy: tf.distribute.Strategy) -> CVAE:
@@ -390,8 +396,8 @@ def _fit(
     except (KeyboardInterrupt, NonFiniteLossError) as error:
         which = "best" if run.has_model() else "only"
         if not run.has_model() and is_chief:
-            cvae.save(run.path / "model.keras")
-        kept = f"the {which} model so far is {run.path / 'model.keras'}"
+            cvae.save(run.model_file)
+        kept = f"the {which} model so far is {run.model_file}"
         if isinstance(error, NonFiniteLossError):
             raise NonFiniteLossError(f"{error}. After {_epochs(len(run.history()), 'whole ')}, {kept}") from error
         if verbose:
@@ -410,13 +416,13 @@ def _callbacks(config: TrainConfig, run: Run, steps_per_epoch: int) -> list[kera
     iwae = config.objective == "iwae"
     best = {"monitor": "val_loss", "mode": "min"} if iwae else {"monitor": "val_elbo", "mode": "max"}
     return [
-        HistoryCSV(run.path / "history.csv", images_per_epoch=steps_per_epoch * config.batch_size),
+        HistoryCSV(run.history_file, images_per_epoch=steps_per_epoch * config.batch_size),
         *([KLWarmUp(config.kl_warmup_epochs)] if config.kl_warmup_epochs else []),
         *([LabelWarmUp(config.label_warmup_epochs)] if config.semi_supervised and config.label_warmup_epochs else []),
         *([SwapEMAWeights()] if config.ema_momentum else []),
         StopAtNonFiniteLoss(),
-        keras.callbacks.ModelCheckpoint(str(run.path / "model.keras"), save_best_only=True, **best),
-        ImageGrid(run.path / "images_by_epoch.npz", seed=config.seed),
+        keras.callbacks.ModelCheckpoint(str(run.model_file), save_best_only=True, **best),
+        ImageGrid(run.images_file, seed=config.seed),
         *([keras.callbacks.EarlyStopping(patience=config.early_stopping, **best)] if config.early_stopping else []),
         *([keras.callbacks.TensorBoard(run.path / "tensorboard")] if config.tensorboard else []),
     ]
