@@ -501,7 +501,7 @@ def test_a_share_of_mixed_batches_is_that_part_of_each(dataset):
 @pytest.mark.parametrize(("labels", "expected"), [(12, 1), (90, 7), (150, 12)])
 def test_labelled_images_have_their_share_of_a_batch(dataset, labels, expected):
     batches = dataset.with_few_labels(labels).train.batches(16)
-    assert batches.epochs.settings["labelled_per_batch"] == expected
+    assert batches.epochs.settings.labelled_per_batch == expected
 
 
 @pytest.mark.parametrize("number", [0, 16])

@@ -278,12 +278,9 @@ def test_the_configuration_reaches_data_and_callbacks(tmp_path, npz, monkeypatch
     )
     with pytest.raises(Seen):
         train(config, tmp_path / "run", verbose=0)
-    assert {name: seen["x"].epochs.settings[name] for name in ("batch_size", "binarization", "seed")} == {
-        "batch_size": 32,
-        "binarization": "none",
-        "seed": 4,
-    }
-    assert seen["x"].epochs.settings["labelled_per_batch"] == 4
+    settings = seen["x"].epochs.settings
+    assert (settings.batch_size, settings.binarization, settings.seed) == (32, "none", 4)
+    assert settings.labelled_per_batch == 4
     (image, _), _ = next(iter(seen["validation_data"]))
     assert np.any((image > 0) & (image < 1))
     callbacks = {type(callback): callback for callback in seen["callbacks"]}

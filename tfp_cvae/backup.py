@@ -217,7 +217,7 @@ class Backup(keras.callbacks.Callback):
             "num_samples": self.model.num_samples,
             "deformation": getattr(self.model, "deformation", 0),
             "precision": model_checks.compute_dtypes(self.model),
-            "batches": self._epochs.settings if self._epochs else None,
+            "batches": self._epochs.settings.to_dict() if self._epochs else None,
             # All that is known of other data.
             "steps": None if self._epochs or steps is None else int(steps),
             "callbacks": [type(callback).__name__ for callback in self._all_callbacks()],

@@ -63,7 +63,9 @@ def check_is_batches(data: Any, takes_unlabelled: bool) -> None:
     for use, part in uses.items():
         if callable(getattr(part, "batches", None)):
             raise TypeError(f"x: expected batches, got {data!r}; use {use}")
-    if not takes_unlabelled and "labelled_per_batch" in getattr(getattr(data, "epochs", None), "settings", ()):
+    epochs = getattr(data, "epochs", None)
+    mixes = isinstance(epochs, EpochCounter) and epochs.settings.labelled_per_batch is not None
+    if mixes and not takes_unlabelled:
         raise ValueError(
             "x: expected images that all have a label, got batches with some that have none; use a "
             "SemiSupervisedCVAE (build_semi_supervised_cvae)"

@@ -5,7 +5,7 @@ Images on disk are read a batch at a time, some batches ahead, and give the same
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,33 @@ from tfp_cvae.splits import UNLABELLED
 _PHILOX = 1
 
 
+@dataclasses.dataclass(frozen=True)
+class BatchSettings:
+    """What decides the batches of a split, checked.
+
+    Attributes:
+        batch_size: Images in a batch.
+        binarization: As for `Split.batches`.
+        seed: Seed of order and binarization.
+        images: Number of images in the split.
+        drop_remainder: Whether the last batch is left out if it is smaller.
+        conditional: Whether there are labels.
+        labelled_per_batch: Labelled images in each batch, where the others have no label; else None.
+    """
+
+    batch_size: int
+    binarization: Binarization
+    seed: int
+    images: int
+    drop_remainder: bool
+    conditional: bool
+    labelled_per_batch: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary for JSON, without what is None."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+
 @dataclasses.dataclass
 class EpochCounter:
     """The `epochs` of batches of the training split.
@@ -26,12 +53,12 @@ class EpochCounter:
     Attributes:
         next: Number of the epoch that the next iteration over the batches is, from 0.
         steps: Number of batches in an epoch.
-        settings: What `Split.batches` was given.
+        settings: What decides the batches.
     """
 
     next: int
     steps: int
-    settings: dict[str, Any]
+    settings: BatchSettings
 
 
 def shuffled_epochs(
@@ -43,17 +70,17 @@ def shuffled_epochs(
         images: `[n, height, width, channels]` uint8.
         labels: `[n]` integer; -1 where there is none.
         num_classes: Number of classes.
-        epochs: Settings of the batches, checked; it counts the iterations.
+        epochs: Has the settings of the batches, and counts the iterations.
         share: `(i, n)` for the i-th of n equal parts of each batch.
 
     Returns:
         `tf.data.Dataset` of image `[batch / n, height, width, channels]` float32 in [0, 1], one_hot
         `[batch / n, num_classes]` float32.
     """
-    batch_size, binarization, seed = (epochs.settings[name] for name in ("batch_size", "binarization", "seed"))
-    rows = batch_size // share[1]
+    settings = epochs.settings
+    rows = settings.batch_size // share[1]
     first = share[0] * rows
-    static_rows = rows if epochs.settings["drop_remainder"] else None
+    static_rows = rows if settings.drop_remainder else None
     read, all_labels = _reader(images), tf.constant(labels)
 
     def next_epoch() -> Iterator[int]:
@@ -62,17 +89,18 @@ def shuffled_epochs(
 
     @tf.autograph.experimental.do_not_convert
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        epoch_seed = tf.random.experimental.stateless_fold_in(tf.constant([seed, 0], tf.int32), epoch)
-        if "labelled_per_batch" in epochs.settings:
-            whole_batch = _mixed_order(labels != UNLABELLED, epochs.settings, epoch_seed)
+        epoch_seed = tf.random.experimental.stateless_fold_in(tf.constant([settings.seed, 0], tf.int32), epoch)
+        if settings.labelled_per_batch is None:
+            whole_batch = _order(tf.range(len(images)), settings.batch_size, epoch_seed)
         else:
-            whole_batch = _order(tf.range(len(images)), batch_size, epoch_seed)
+            sizes = settings.labelled_per_batch, settings.batch_size - settings.labelled_per_batch
+            whole_batch = _mixed_order(labels != UNLABELLED, *sizes, epoch_seed)
 
         def one_batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             index = whole_batch(step)[first : first + rows]
             index.set_shape([static_rows])
             step_seed = tf.random.experimental.stateless_fold_in(epoch_seed, step)
-            image = _binarize(read(index), binarization, step_seed, first)
+            image = _binarize(read(index), settings.binarization, step_seed, first)
             return image, tf.one_hot(tf.gather(all_labels, index), num_classes)
 
         return tf.data.Dataset.range(epochs.steps, output_type=tf.int32).map(
@@ -83,14 +111,14 @@ def shuffled_epochs(
     return dataset.flat_map(one_epoch).apply(tf.data.experimental.assert_cardinality(epochs.steps))
 
 
-def in_order(images: RowsOnDisk, labels: np.ndarray, num_classes: int, settings: Mapping[str, Any]) -> tf.data.Dataset:
+def in_order(images: RowsOnDisk, labels: np.ndarray, num_classes: int, settings: BatchSettings) -> tf.data.Dataset:
     """Batches of images on disk in their order, binarized once.
 
     Args:
         images: `[n, height, width, channels]` uint8.
         labels: `[n]` integer; -1 where there is none.
         num_classes: Number of classes.
-        settings: Of the batches, checked.
+        settings: Of the batches.
 
     Returns:
         As of `shuffled_epochs`.
@@ -99,14 +127,14 @@ def in_order(images: RowsOnDisk, labels: np.ndarray, num_classes: int, settings:
 
     def draw(index: np.ndarray) -> np.ndarray:
         rows = slice(int(index[0]), int(index[-1]) + 1)
-        return binarized_once(images, rows, settings["binarization"], settings["seed"])
+        return binarized_once(images, rows, settings.binarization, settings.seed)
 
     @tf.autograph.experimental.do_not_convert
     def one_batch(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         image = _computed(draw, index, images, tf.float32)
         return image, tf.one_hot(tf.gather(all_labels, index), num_classes)
 
-    index = tf.data.Dataset.range(len(images)).batch(settings["batch_size"], settings["drop_remainder"])
+    index = tf.data.Dataset.range(len(images)).batch(settings.batch_size, settings.drop_remainder)
     return index.map(one_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
@@ -171,16 +199,15 @@ def _order(index: tf.Tensor, batch_size: int, seed: tf.Tensor) -> Callable[[tf.T
 
 
 def _mixed_order(
-    has_label: np.ndarray, settings: Mapping[str, Any], seed: tf.Tensor
+    has_label: np.ndarray, num_labelled: int, num_unlabelled: int, seed: tf.Tensor
 ) -> Callable[[tf.Tensor], tf.Tensor]:
     """Function from a step to the indices of its batch: labelled images, which repeat, then unlabelled."""
     labelled, unlabelled = (tf.constant(np.flatnonzero(which), tf.int32) for which in (has_label, ~has_label))
-    number = settings["labelled_per_batch"]
     again = tf.random.experimental.stateless_shuffle(labelled, tf.random.experimental.stateless_fold_in(seed, -1))
-    once = _order(unlabelled, settings["batch_size"] - number, seed)
+    once = _order(unlabelled, num_unlabelled, seed)
 
     def whole_batch(step: tf.Tensor) -> tf.Tensor:
-        place = (step * number + tf.range(number)) % int(has_label.sum())
+        place = (step * num_labelled + tf.range(num_labelled)) % int(has_label.sum())
         return tf.concat([tf.gather(again, place), once(step)], axis=0)
 
     return whole_batch

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfp_cvae import array_checks, checks, on_disk, splits
 from tfp_cvae.archive import one_line
-from tfp_cvae.batches import EpochCounter, binarized_once, in_order, shuffled_epochs, without_tuning
+from tfp_cvae.batches import BatchSettings, EpochCounter, binarized_once, in_order, shuffled_epochs, without_tuning
 from tfp_cvae.config import HELD_OUT_SEED, Binarization
 from tfp_cvae.on_disk import Images, RowsOnDisk
 from tfp_cvae.splits import UNLABELLED
@@ -169,10 +169,8 @@ class Split:
                 f"share: expected (i, n) with 0 <= i < n, a batch size that n divides, the training split and "
                 f"drop_remainder, got {share} of {batch_size} {self.name} images"
             )
-        settings = {"batch_size": batch_size, "binarization": binarization, "seed": seed, "images": len(self)}
-        settings.update(drop_remainder=drop_remainder, conditional=conditional)
-        if conditional and self._mixes():
-            settings.update(labelled_per_batch=self._labelled_per_batch(batch_size, labelled_per_batch))
+        labelled = self._labelled_per_batch(batch_size, labelled_per_batch) if conditional and self._mixes() else None
+        settings = BatchSettings(batch_size, binarization, seed, len(self), drop_remainder, conditional, labelled)
         steps = self.num_batches(
             batch_size,
             drop_remainder=drop_remainder,

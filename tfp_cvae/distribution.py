@@ -212,12 +212,12 @@ def distribute(
     def share(context: tf.distribute.InputContext) -> tf.data.Dataset:
         batches = make((context.input_pipeline_id, context.num_input_pipelines))
         epochs.append(batches.epochs)
-        if not batches.epochs.settings["drop_remainder"]:
+        if not batches.epochs.settings.drop_remainder:
             raise ValueError(
                 "batches: expected drop_remainder=True for several replicas, whose epochs follow each other without "
                 "end, got False"
             )
-        batch_size = batches.epochs.settings["batch_size"]
+        batch_size = batches.epochs.settings.batch_size
         check_batch_size(batch_size, strategy)
         return batches.repeat().rebatch(batch_size // strategy.num_replicas_in_sync)
 
