@@ -7,9 +7,9 @@ from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import distributions as tfd
 
 from tfp_cvae import objectives
-from tfp_cvae.build import build_cvae
+from tfp_cvae.build import build_cvae, build_semi_supervised_cvae
 from tfp_cvae.flows import CouplingFlow
-from tfp_cvae.losses import NegativeELBO
+from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, Rate, SemiSupervisedNegativeELBO
 from tfp_cvae.outputs import CVAEOutput
 
 
@@ -212,6 +212,25 @@ def test_a_model_with_a_flow_trains_saves_and_generates(dataset, tmp_path):
     np.testing.assert_array_equal(loaded.prior(one_hot).log_prob(latent), cvae.prior(one_hot).log_prob(latent))
     # An image depends on its own label and seed alone.
     np.testing.assert_allclose(cvae.generate([2], 7)[0], cvae.generate([0, 1, 2], 5)[2], atol=1e-6)
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+@pytest.mark.parametrize("prior", ["standard", "label", "flow", "stacked"])
+def test_metrics_are_of_the_weights_that_the_loss_is_of(batch, prior, run_eagerly):
+    """Keras updates them when the optimizer has changed the weights, which a density must not read again."""
+    keras.utils.set_random_seed(0)
+    image, one_hot = batch
+    loss, metrics = NegativeELBO(), [ELBO(), Rate(), Distortion()]
+    if prior == "stacked":
+        cvae = build_semi_supervised_cvae((8, 8, 1), 3, latent_size=4, width=8, stacked=True)
+        loss = SemiSupervisedNegativeELBO(classification_weight=0.0)
+    else:
+        cvae = build_cvae((8, 8, 1), 3, latent_size=4, width=8, prior=prior)
+    cvae.compile(keras.optimizers.Adam(0.01), loss=loss, metrics=metrics, run_eagerly=run_eagerly)
+    history = cvae.fit((image, one_hot), image, batch_size=len(image), epochs=3, verbose=0).history
+    np.testing.assert_allclose(-np.array(history["elbo"]), history["loss"], rtol=1e-5)
+    np.testing.assert_allclose(np.add(history["rate"], history["distortion"]), history["loss"], rtol=1e-5)
+    assert abs(history["loss"][1] - history["loss"][0]) > 0.1
 
 
 def test_mistakes():

@@ -1,7 +1,6 @@
 """The mathematics against a model whose log-likelihood is known in closed form, and against NumPy."""
 
 import itertools
-import types
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from scipy import stats
 from tensorflow_probability import distributions as tfd
 
 from tfp_cvae import objectives
+from tfp_cvae.outputs import CVAEOutput
 
 # p(z|y) = N(m_y, diag(t_y)^2), p(x|z,y) = N(A z + b_y, s^2 I). The columns of A are orthogonal, so that
 # the exact posterior is diagonal, as the encoder's is.
@@ -47,12 +47,8 @@ def output(x, label, num_samples, seed, shift=0.0, stretch=1.0):
     posterior = tfd.MultivariateNormalDiag(mean + shift, stddev * stretch)
     latent = posterior.sample(num_samples, seed=[seed, 0])
     loc = tf.einsum("kbd,pd->kbp", latent, tf.constant(A)) + B[label]
-    return types.SimpleNamespace(
-        posterior=posterior,
-        prior=tfd.MultivariateNormalDiag(M[label], T[label]),
-        latent=latent,
-        likelihood=tfd.MultivariateNormalDiag(loc, S * np.ones(5)),
-    )
+    prior, likelihood = tfd.MultivariateNormalDiag(M[label], T[label]), tfd.MultivariateNormalDiag(loc, S * np.ones(5))
+    return CVAEOutput(posterior, prior, latent, likelihood)
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 50])
@@ -116,7 +112,6 @@ def test_rate_agrees_with_numpy_and_with_monte_carlo(observed):
 
 def test_the_divergence_runs_from_posterior_to_prior():
     # KL(N(0, 2^2) || N(0, 1)) = 1.5 - log 2; the other direction is log 2 - 3/8.
-    result = types.SimpleNamespace(
-        posterior=tfd.MultivariateNormalDiag([[0.0]], [[2.0]]), prior=tfd.MultivariateNormalDiag([0.0])
-    )
+    posterior, prior = tfd.MultivariateNormalDiag([[0.0]], [[2.0]]), tfd.MultivariateNormalDiag([0.0])
+    result = CVAEOutput(posterior, prior, tf.zeros([1, 1, 1]), None)
     np.testing.assert_allclose(objectives.rate(result), [1.5 - np.log(2)], rtol=1e-6)

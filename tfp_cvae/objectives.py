@@ -18,7 +18,7 @@ was given, or q(y|x), so that the bounds are -L(x,y) and -U(x) of Kingma et al. 
 
 All are in nats per image. The names rate and distortion are those of Alemi et al. 2018, "Fixing a broken ELBO". The
 `output` of each function is what `CVAE.__call__` returns: an object with the distributions `posterior`, `prior` and
-`likelihood`, and the `latent` sample `[K, batch, latent_size]`.
+`likelihood`, the `latent` samples `[K, batch, latent_size]`, and their `log_prior` `[K, batch]`.
 """
 
 from typing import Any
@@ -51,7 +51,7 @@ def rate(output: Any) -> tf.Tensor:
         return exact
     loc, scale = tf.stop_gradient(output.posterior.mean()), tf.stop_gradient(output.posterior.stddev())
     log_posterior = tfd.MultivariateNormalDiag(loc, scale).log_prob(output.latent)
-    return tf.reduce_mean(log_posterior - output.prior.log_prob(output.latent), axis=0)
+    return tf.reduce_mean(log_posterior - output.log_prior, axis=0)
 
 
 def exact_rate(posterior: tfd.Distribution, prior: tfd.Distribution) -> tf.Tensor | None:
@@ -79,7 +79,7 @@ def log_ratio(output: Any) -> tf.Tensor:
     Returns:
         `[K, batch]` float32, nats per image.
     """
-    return output.prior.log_prob(output.latent) - output.posterior.log_prob(output.latent)
+    return output.log_prior - output.posterior.log_prob(output.latent)
 
 
 def rate_per_dimension(output: Any) -> tf.Tensor:
