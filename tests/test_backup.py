@@ -403,8 +403,17 @@ def test_legacy_optimizer(dataset, tmp_path):
 
 def test_arrays_that_keras_would_shuffle(cvae, batch, tmp_path):
     cvae.compile("adam", loss=NegativeELBO())
-    with pytest.raises(ValueError, match="shuffle: expected False for arrays beside Backup without batches"):
-        cvae.fit(batch, batch[0], callbacks=[Backup(tmp_path)], verbose=0)
+
+    class Whole(keras.utils.Sequence):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return batch, batch[0]
+
+    for data in ((batch, batch[0]), (Whole(),)):
+        with pytest.raises(ValueError, match="shuffle: expected False for arrays or a Sequence beside Backup without"):
+            cvae.fit(*data, callbacks=[Backup(tmp_path)], verbose=0)
     cvae.fit(batch, batch[0], shuffle=False, callbacks=[Backup(tmp_path)], verbose=0)
     assert Backup(tmp_path).finished
 
@@ -537,6 +546,20 @@ def test_loss_that_is_not_finite_is_not_kept(dataset, tmp_path):
     backup = Backup(tmp_path)
     cvae.fit(dataset.train.batches(24), epochs=3, callbacks=[keras.callbacks.TerminateOnNaN(), backup], verbose=0)
     assert (backup.epoch, backup.finished) == (0, False)
+
+
+def test_memory_that_would_come_back_changed(dataset, tmp_path):
+    class Counts(keras.callbacks.Callback):
+        def get_state(self):
+            return {"losses": {0: 1.0}}
+
+        def set_state(self, state):
+            pass
+
+    cvae = build_cvae((8, 8, 1), 3, latent_size=2, width=8)
+    cvae.compile("adam", loss=NegativeELBO())
+    with pytest.raises(TypeError, match=r"state: expected names as keys, as JSON has them, got \[0\]; use str\(key\)"):
+        cvae.fit(dataset.validation.batches(11), callbacks=[Counts(), Backup(tmp_path)], verbose=0)
 
 
 def test_name_is_public():

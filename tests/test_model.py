@@ -1,6 +1,7 @@
 import collections
 import hashlib
 import os
+import pickle
 import re
 import types
 
@@ -12,6 +13,7 @@ import tf_keras as keras
 from conftest import threefry_normal
 
 from tfp_cvae.backup import Backup
+from tfp_cvae.batch_checks import CheckedSequence
 from tfp_cvae.build import build_cvae
 from tfp_cvae.layers import IndependentBernoulli, MultivariateNormalDiag, OneHotCategorical
 from tfp_cvae.losses import ELBO, Distortion, NegativeELBO, NegativeIWAE, Rate
@@ -854,6 +856,7 @@ def test_callbacks_of_keras_3_are_refused(refusing, method):
         ({"label": 1.0}, TypeError, "label: expected an integer or a list of integers, got 1.0"),
         ({"label": []}, TypeError, "label: expected an integer"),
         ({"label": [[1]]}, ValueError, r"label: expected an integer or \[n\] integers, n >= 1, got shape \[1, 1\]"),
+        ({"label": [[1], [1, 2]]}, ValueError, "label: expected an array, or lists of the same length in lists"),
         ({"label": 1, "seed": "a"}, TypeError, "seed: expected an integer or a list of integers, got 'a'"),
         ({"label": [1, 1], "seed": [1, 2, 3]}, ValueError, r"expected one of each for each image, got \[2, 3\]"),
     ],
@@ -1005,6 +1008,46 @@ class Loader(keras.utils.Sequence):
 
     def __getitem__(self, index):
         return self.batch, self.batch[0]
+
+
+def test_a_sequence_goes_to_another_process_without_the_model(batch):
+    """Which Keras spawns for `use_multiprocessing` on some systems, and would wait for without end."""
+    sent = pickle.loads(pickle.dumps(CheckedSequence(Loader(batch), lambda given: given)))
+    assert isinstance(sent, Loader)
+    np.testing.assert_array_equal(sent[0][1], batch[0])
+
+
+@pytest.mark.parametrize(
+    ("weight", "error", "message"),
+    [
+        ([1, 1, 1, np.nan, 1, 1], ValueError, "sample_weight: expected finite numbers >= 0, got nan"),
+        ([1, 1, np.inf, 1, 1, 1], ValueError, "sample_weight: expected finite numbers >= 0, got inf"),
+        ([1, 1, 1, 1, 1, -2], ValueError, "sample_weight: expected finite numbers >= 0, got -2"),
+        (["1"] * 6, TypeError, "sample_weight: expected numbers, got dtype <U1"),
+    ],
+)
+def test_weights_that_cannot_be(refusing, weight, error, message):
+    x, weight = (IMAGE, ONE_HOT), np.array(weight)
+    for call in (
+        lambda: refusing.fit(x, IMAGE, sample_weight=weight, verbose=0),
+        lambda: refusing.evaluate(x, IMAGE, sample_weight=weight, verbose=0),
+        lambda: refusing.fit(x, IMAGE, validation_data=(x, IMAGE, weight), verbose=0),
+        lambda: refusing.fit(iter([(x, IMAGE, weight)]), verbose=0),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+
+
+@pytest.mark.parametrize("weight", [np.nan, np.inf, -1.0])
+def test_weights_in_a_dataset_that_cannot_be(cvae, weight):
+    cvae.compile("adam", NegativeELBO())
+    weights = cvae.get_weights()
+    for good in (1.0, 0.0):
+        cvae.fit(tf.data.Dataset.from_tensors(((IMAGE, ONE_HOT), IMAGE, np.full(6, good, np.float32))), verbose=0)
+    assert np.any(cvae.get_weights()[0] != weights[0])
+    bad = np.float32([1, 1, 1, 1, 1, weight])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="sample_weight: expected finite values >= 0"):
+        cvae.fit(tf.data.Dataset.from_tensors(((IMAGE, ONE_HOT), IMAGE, bad)), verbose=0)
 
 
 def test_a_sequence_may_have_attributes_of_any_name(cvae, batch):

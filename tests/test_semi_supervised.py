@@ -696,3 +696,13 @@ def test_m1_of_all_labels_keeps_its_accuracy(tmp_path):
     accuracy = run.evaluation()["label_posterior_accuracy"]
     evaluate_run(run, run.training_data(), TINY)
     assert run.evaluation()["label_posterior_accuracy"] == accuracy
+
+
+def test_m1_of_one_class_is_finished(tmp_path):
+    """Of which no classifier can be fitted."""
+    np.savez(tmp_path / "one.npz", images=stripes(60)[0], labels=np.zeros(60, int))
+    settings = {"width": 16, "latent_size": 4, "batch_size": 16, "epochs": 1}
+    config = TrainConfig(dataset=str(tmp_path / "one.npz"), model="m1", conditional=False, **settings)
+    run = train(config, tmp_path / "run", verbose=0)
+    assert run.is_finished()
+    assert "label_posterior_accuracy" not in run.evaluation()

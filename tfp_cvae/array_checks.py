@@ -84,6 +84,16 @@ def finite(name: str, value: Any, size: int) -> np.ndarray:
     return given
 
 
+def sample_weight(value: Any) -> None:
+    """Checks that weights of images are finite and >= 0."""
+    given = array("sample_weight", value)
+    if given.dtype.kind not in "biuf":
+        raise TypeError(f"sample_weight: expected numbers, got dtype {given.dtype}")
+    good = np.isfinite(given) & (given >= 0)
+    if not np.all(good):
+        raise ValueError(f"sample_weight: expected finite numbers >= 0, got {given[~good][0]}")
+
+
 def sum_to_one(name: str, value: np.ndarray) -> None:
     """Checks that each row is one-hot, or a mixture of classes."""
     sums = value.sum(axis=-1)

@@ -47,8 +47,8 @@ class Backup(keras.callbacks.Callback):
     Args:
         folder: Folder for the backups; made if it is not there.
         batches: What `fit` trains on: a result of `Split.batches` or `distribution.distribute`, or, if another function
-            is mapped over it, that result itself; None for data in the same order in each epoch, such as arrays with
-            `shuffle=False`.
+            is mapped over it, that result itself; None for data in the same order in each epoch, such as arrays or a
+            `Sequence` with `shuffle=False`.
         every_seconds: Time that has to pass until the next backup; by default so long that the backups take at most a
             hundredth of it. What was trained since the last one is trained again, with the same result.
 
@@ -62,7 +62,8 @@ class Backup(keras.callbacks.Callback):
     Raises:
         TypeError: If `batches` does not count its epochs, or `every_seconds` is not a number.
         ValueError: If `every_seconds` is negative, or the folder holds a backup that cannot be read; from `fit`, if it
-            is one of another training, or `fit` trains on other batches, or on arrays that Keras shuffles.
+            is one of another training, or `fit` trains on other batches, or on arrays or a `Sequence` that Keras
+            shuffles.
     """
 
     def __init__(

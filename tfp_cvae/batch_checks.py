@@ -29,6 +29,14 @@ class CheckedSequence(keras.utils.Sequence):
         """Tells the `Sequence`, which may shuffle."""
         self._sequence.on_epoch_end()
 
+    def __reduce__(self) -> Any:
+        # To a process that is spawned goes the `Sequence` alone: the model, which checks, cannot be sent.
+        return _itself, (self._sequence,)
+
+
+def _itself(sequence: keras.utils.Sequence) -> keras.utils.Sequence:
+    return sequence
+
 
 def check_spec(name: str, spec: Any, shape: tuple[int, ...]) -> None:
     """Checks what a data set says of an array: a tensor of numbers, `[batch, *shape]`."""
@@ -89,17 +97,20 @@ def target_is_checked(spec: Any, shape: tuple[int, ...], *, strict: bool) -> boo
     return True
 
 
-def checked_dataset(data: tf.data.Dataset, takes_unlabelled: bool, *, inputs: bool, target: bool) -> tf.data.Dataset:
+def checked_dataset(
+    data: tf.data.Dataset, takes_unlabelled: bool, *, inputs: bool, target: bool, sample_weight: bool
+) -> tf.data.Dataset:
     """A data set that stops with an error at a batch that is out of range.
 
     Images are to be in [0, 1], those that are given again as the target as well, and rows of labels to be in [0, 1],
-    too, and to sum to 1; or, if images without label are taken, to be one-hot or 0.
+    too, and to sum to 1; or, if images without label are taken, to be one-hot or 0. Weights are to be finite and >= 0.
 
     Args:
         data: Batches.
         takes_unlabelled: Whether images without label are taken.
         inputs: Whether the inputs are an image, or an image and a label, of which that is to hold.
         target: Whether the target is the image.
+        sample_weight: Whether there is a weight for each image.
     """
     # Batches of the training split, known by their `epochs`, are in [0, 1] as they are made.
     if isinstance(getattr(data, "epochs", None), EpochCounter):
@@ -111,6 +122,7 @@ def checked_dataset(data: tf.data.Dataset, takes_unlabelled: bool, *, inputs: bo
         named = [
             *(zip(("image", "one_hot"), tf.nest.flatten(x), strict=False) if inputs else ()),
             *([(TARGET, tf.nest.flatten(rest[0])[0])] if target else ()),
+            *([("sample_weight", rest[1])] if sample_weight else ()),
         ]
         for name, given in named:
             tensor = tf.cast(given, tf.float32)
@@ -125,10 +137,13 @@ def checked_dataset(data: tf.data.Dataset, takes_unlabelled: bool, *, inputs: bo
                 else:
                     expected, advice = "rows in [0, 1] that sum to 1", "give one-hot rows"
                     holds &= tf.reduce_all(tf.abs(sums - 1) < SUM_TOLERANCE)
+            elif name == "sample_weight":
+                expected, advice = "finite values >= 0", "give each image as much weight as it has"
+                holds = tf.reduce_all((tensor >= 0) & tf.math.is_finite(tensor))
             message = f"{name}: expected {expected}"
             # One after the other, so that the first of them is told.
             with tf.control_dependencies(assertions):
-                assertions.append(_stopped_unless(holds, message, advice, tensor, of_grey=name != "one_hot"))
+                assertions.append(_stopped_unless(holds, message, advice, tensor, of_grey=name in ("image", TARGET)))
         with tf.control_dependencies(assertions):
             return tf.nest.map_structure(lambda part: None if part is None else tf.identity(part), (x, *rest))
 

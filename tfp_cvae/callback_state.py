@@ -25,7 +25,10 @@ _ARRAY = "__array__"
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A callback that says what it remembers from epoch to epoch, in types of JSON and NumPy arrays."""
+    """A callback that says what it remembers from epoch to epoch, in types of JSON and NumPy arrays.
+
+    A tuple comes back as a list.
+    """
 
     def get_state(self) -> Mapping[str, Any]:
         """What it remembers."""
@@ -77,6 +80,8 @@ def _without_arrays(value: Any, arrays: dict[str, Any]) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError(f"state: expected names as keys, as JSON has them, got {list(value)!r:.80}; use str(key)")
         return {key: _without_arrays(part, arrays) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [_without_arrays(part, arrays) for part in value]

@@ -182,23 +182,23 @@ class CheckedModel(keras.Model):
 
         Raises:
             TypeError: If a callback is not one of `tf_keras`, or values are no numbers.
-            ValueError: If an array is not finite, out of range or of the wrong shape, batches have no target, there is
-                a class_weight, or the callbacks do not fit.
+            ValueError: If an array is not finite, out of range or of the wrong shape, batches have no target, weights
+                of images are negative, there is a class_weight, or the callbacks do not fit.
         """
         if class_weight is not None:
             raise ValueError(
                 "class_weight: expected None, as y is the image and Keras would weigh its pixels, got "
                 f"{class_weight!r:.80}; give sample_weight, one for each image"
             )
-        self._check_arrays("train_step", x, y)
+        self._check_arrays("train_step", x, y, kwargs.get("sample_weight"))
         x = self._checked_batches("train_step", x)
         if isinstance(validation_data, (tuple, list)):
-            self._check_arrays("test_step", *validation_data[:2])
+            self._check_arrays("test_step", *validation_data[:3])
         elif validation_data is not None:
             validation_data = self._checked_batches("test_step", validation_data)
         check_callbacks(callbacks, self._bounds)
         introduce(callbacks)
-        if shuffle and isinstance(x, (*_ARRAYS, tuple, list)):
+        if shuffle and isinstance(x, (*_ARRAYS, tuple, list, keras.utils.Sequence)):
             check_order(callbacks)
         # Where the last `fit` ended with an exception, Keras would validate on its data again.
         self._eval_data_handler = None
@@ -239,7 +239,7 @@ class CheckedModel(keras.Model):
         """
         # `fit` validates through this method too, with what it has checked itself.
         if "_use_cached_eval_dataset" not in kwargs:
-            self._check_arrays("test_step", x, y)
+            self._check_arrays("test_step", x, y, sample_weight)
             x = self._checked_batches("test_step", x)
             check_callbacks(callbacks, self._bounds)
         with self._running():
@@ -363,7 +363,7 @@ class CheckedModel(keras.Model):
             return []
         return named
 
-    def _check_arrays(self, step: str, x: Any = None, y: Any = None) -> None:
+    def _check_arrays(self, step: str, x: Any = None, y: Any = None, sample_weight: Any = None) -> None:
         """Checks arrays given to Keras, or one batch of them, for the step of this name."""
         if not any(isinstance(part, _ARRAYS) for part in tf.nest.flatten(x)):
             return
@@ -378,13 +378,14 @@ class CheckedModel(keras.Model):
             raise ValueError("y: expected the image again, as in fit((image, one_hot), image), got None")
         if self.has_stock(step) or np.shape(y)[1:] == self.image_shape:
             array_checks.unit_interval(TARGET, np.asarray(y), self.image_shape)
+        if sample_weight is not None and self.has_stock(step):
+            array_checks.sample_weight(sample_weight)
 
     def _checked_batches(self, step: str, data: Any) -> Any:
         """What Keras takes batches from, for the step of this name; it stops with an error at one out of range."""
 
         def checked(batch: Any) -> Any:
-            x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
-            self._check_arrays(step, x, y)
+            self._check_arrays(step, *keras.utils.unpack_x_y_sample_weight(batch))
             return batch
 
         if isinstance(data, keras.utils.Sequence):
@@ -394,10 +395,13 @@ class CheckedModel(keras.Model):
         check_is_batches(data, self.takes_unlabelled)
         if not isinstance(data, tf.data.Dataset):
             return data
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(data.element_spec)
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(data.element_spec)
         inputs = self._formed(step, x, check_spec)
         has_target = step != "predict_step" and target_is_checked(y, self.image_shape, strict=self.has_stock(step))
-        return checked_dataset(data, self.takes_unlabelled, inputs=bool(inputs), target=has_target)
+        has_weight = has_target and isinstance(weight, tf.TensorSpec) and self.has_stock(step)
+        return checked_dataset(
+            data, self.takes_unlabelled, inputs=bool(inputs), target=has_target, sample_weight=has_weight
+        )
 
 
 def _settings(part: Any) -> dict[str, Any] | None:

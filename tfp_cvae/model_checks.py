@@ -134,8 +134,8 @@ def check_order(callbacks: Any) -> None:
     for callback in _listed(callbacks):
         if getattr(callback, "needs_order", False):
             raise ValueError(
-                f"shuffle: expected False for arrays beside {type(callback).__name__} without batches, as Keras "
-                "shuffles them by a generator that no backup has, got True; pass shuffle=False, or train on "
+                f"shuffle: expected False for arrays or a Sequence beside {type(callback).__name__} without batches, "
+                "as Keras shuffles them by a generator that no backup has, got True; pass shuffle=False, or train on "
                 "Split.batches and give them to it"
             )
 

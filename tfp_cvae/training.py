@@ -242,7 +242,7 @@ def _evaluate(run: Run, best: CVAE, dataset: Dataset) -> None:
     bound = evaluate_bound(best, held_out_batches(dataset.test, config))
     protocol = held_out_protocol(dataset, config.binarization, bound.num_images, bound.num_samples)
     result = {**bound.to_dict(), "protocol": {**protocol, "weights_sha256": weights_sha256(best)}}
-    if config.model != "cvae":
+    if config.semi_supervised or (config.model == "m1" and dataset.num_classes > 1):
         image, label = dataset.test.binarized(config.binarization), dataset.test.labels
         accuracy = label_posterior_accuracy(best, dataset.train, image, label, config.binarization)
         result["label_posterior_accuracy"] = accuracy.to_dict()
