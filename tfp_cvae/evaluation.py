@@ -18,11 +18,10 @@ from tfp_cvae.likelihood import Likelihood, likelihood_under_each_label
 from tfp_cvae.model import CVAE
 from tfp_cvae.model_files import weights_sha256
 from tfp_cvae.protocol import held_out_protocol
-from tfp_cvae.results import ClassEvaluation, Estimate, Evaluation, LabelUse, LatentUse, SampleQuality
+from tfp_cvae.results import ACTIVE_VARIANCE, ClassEvaluation, Estimate, Evaluation, LabelUse, LatentUse, SampleQuality
 from tfp_cvae.run import Run
 from tfp_cvae.semi_supervised import SemiSupervisedCVAE
 
-_ACTIVE = 0.01
 _FEW_IMAGES = 100
 _PROBE_IMAGES = 10_000
 _NEAREST_IMAGES = 1000
@@ -291,10 +290,11 @@ def _latent_use(
             _, train_noise, _ = latents.posterior_statistics(cvae, known.binarized(binarization), known.labels)
             probed = Estimate.of(latents.linear_probe((train_noise, known.labels), (noise, label)))
             chance = float(np.bincount(label).max() / len(label))
+    # Where no class has a second image, nothing varies.
+    varies = len(mean) > (1 if label is None else len(set(label)))
     return LatentUse(
         latent_size=cvae.latent_size,
-        # Nothing varies where no class has a second image.
-        active_units=int(np.sum(variance > _ACTIVE)) if len(mean) > (1 if label is None else len(set(label))) else None,
+        active_units=int(np.sum(variance > ACTIVE_VARIANCE)) if varies else None,
         variance_of_means=variance.tolist(),
         rate_per_dimension=None if rate is None else rate.mean(axis=0, dtype=np.float64).tolist(),
         linear_probe=probed,

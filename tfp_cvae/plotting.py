@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from tfp_cvae.results import ACTIVE_VARIANCE
+
 _FONT_SIZE = 13
 # Of texts that were given: "$" is no formula.
 _GIVEN: dict[str, Any] = {"parse_math": False}
@@ -260,7 +262,7 @@ def latent(variance_of_means: np.ndarray, rate_per_dimension: np.ndarray | None,
     for axes, (name, values) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         axes.bar(np.arange(1, len(values) + 1), np.sort(values)[::-1], color="C0", width=0.8)
         if values is panels[0][1]:
-            axes.axhline(0.01, color="C2", linestyle="--", label="above it: active")
+            axes.axhline(ACTIVE_VARIANCE, color="C2", linestyle="--", label="above it: active")
             axes.set_yscale("log")
             axes.legend(fontsize=_FONT_SIZE, frameon=False)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

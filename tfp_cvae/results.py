@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+# A latent dimension is active if the variance of its posterior mean is above this (Burda et al. 2015).
+ACTIVE_VARIANCE = 0.01
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
