@@ -31,7 +31,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "default": Recipe(
             "plain MLP with a falling learning rate: small, quick, no surprises",
             TrainConfig(),
-            "MNIST, 7 minutes: ELBO -85.7, log p(x|y) -83.2, log p(x) -85.4 nats; Bayes' rule 98.6% right",
+            "MNIST, 6 minutes: ELBO -85.3, log p(x|y) -82.8, log p(x) -85.0 nats; Bayes' rule 98.7% right",
         ),
         "homework": Recipe(
             "the report that this package began as: plain MLP 500-500, constant learning rate",
