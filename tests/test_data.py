@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import itertools
 
 import numpy as np
 import pytest
@@ -142,6 +143,15 @@ def test_training_is_binarized_afresh_and_held_out_images_once(dataset):
     np.testing.assert_array_equal(held_out[0][0], dataset.test.binarized())
     np.testing.assert_array_equal(held_out[0][1].argmax(axis=1), dataset.test.labels)
     assert not np.array_equal(dataset.test.binarized(seed=0), dataset.test.binarized(seed=1))
+
+
+def test_each_batch_has_a_draw_of_its_own():
+    split = Split("train", np.full((64, 28, 28, 1), 128, np.uint8), np.zeros(64, int), 1)
+    drawn = [image.numpy() for (image, _), _ in split.batches(16)]
+    assert len(drawn) == 4
+    for one, other in itertools.combinations(drawn, 2):
+        # Of independent coins half are the same, within five standard errors.
+        assert abs(np.mean(one == other) - 0.5) < 5 * 0.5 / np.sqrt(one.size)
 
 
 def sha256(array):

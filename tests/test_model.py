@@ -114,6 +114,7 @@ def test_generate_is_a_function_of_label_and_seed(cvae):
     # One seed s stands for s, s + 1, ...
     np.testing.assert_array_equal(cvae.generate([1, 1, 1], seed=4), cvae.generate([1, 1, 1], seed=[4, 5, 6]))
     np.testing.assert_array_equal(cvae.generate(1, seed=[4, 5]), cvae.generate([1, 1], seed=4))
+    assert np.abs(cvae.generate(1, seed=5) - cvae.generate(1, seed=5 + 2**32)).max() > 1e-3
     assert len(np.unique(cvae.generate([1] * 20, seed=0).numpy().sum(axis=(1, 2, 3)))) == 20
     assert not np.allclose(images[0], images[2])
 

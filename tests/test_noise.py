@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from conftest import threefry_normal
 
-from tfp_cvae.noise import standard_normal_rows, threefry
+from tfp_cvae.noise import standard_normal, standard_normal_rows, threefry
 
 KEY = (0x13198A2E, 0x03707344)
 
@@ -47,6 +47,19 @@ def test_a_key_for_each_row():
     found = standard_normal_rows(words([KEY[0], 0], [KEY[1], 7]), tf.constant([3, 1]), 5)
     np.testing.assert_array_equal(found[:1], standard_normal_rows(words(*KEY), tf.constant([3]), 5))
     np.testing.assert_array_equal(found[1:], standard_normal_rows(words(0, 7), tf.constant([1]), 5))
+
+
+def test_samples_are_of_their_seed_and_stream():
+    """Of all bits of both."""
+    seeds, samples = (3, 4, 3 + 2**32), []
+    for stream in (0, 2**31, 2**32, 3 * 2**31):
+        found = standard_normal(tf.constant(seeds, tf.int64), [25, 40], stream=stream).numpy()
+        for seed, sample in zip(seeds, found, strict=True):
+            key = tf.constant([seed, stream], tf.int64)
+            np.testing.assert_array_equal(sample, tf.random.stateless_normal([25, 40], seed=key, alg="philox"))
+            samples.append(sample.ravel())
+    correlation = np.corrcoef(samples) - np.eye(12)
+    assert np.abs(correlation).max() < 5 / np.sqrt(1000)
 
 
 def test_distribution():

@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
-from conftest import perturb, spread_prior, stripes
+from conftest import perturb, spread_prior, stripes, threefry_normal
 from scipy import stats
 from scipy.special import log_softmax, logsumexp
 from sklearn.linear_model import LogisticRegression
 from tensorflow_probability import distributions as tfd
-from test_losses import numpy_terms
+from test_losses import numpy_rates, numpy_terms
 from test_objectives import log_evidence, observed, output
 
 from tfp_cvae import export, networks, objectives
+from tfp_cvae.augmentation import NUM_RANDOM, deform
+from tfp_cvae.bounds import evaluate_bound
 from tfp_cvae.build import build_cvae, build_semi_supervised_cvae
 from tfp_cvae.callbacks import LabelWarmUp
 from tfp_cvae.config import EvaluationConfig, TrainConfig
@@ -93,21 +95,23 @@ def log_label_posterior(m2, image):
     return log_softmax(np.float64(logits(image)), axis=-1)
 
 
-def elbo_given_each_label(m2, image):
-    """ELBO of the CVAE under each label in NumPy, `[batch, 3]`."""
-    columns = []
-    for label in range(3):
-        one_hot = np.tile(np.eye(3, dtype=np.float32)[label], (len(image), 1))
-        if m2.latent_size == 4:
-            rate, log_likelihood, _ = numpy_terms(plain(m2), image, one_hot)
-            columns.append(log_likelihood.mean(axis=0) - rate)
-        else:
-            columns.append(stacked_log_weights(m2, image, one_hot).mean(axis=0))
-    return np.stack(columns, axis=1)
+def terms_given_label(m2, image, one_hot):
+    """Rate [batch], log-likelihood [K, batch], log weights [K, batch] of the CVAE in NumPy."""
+    return numpy_terms(plain(m2), image, one_hot) if m2.latent_size == 4 else stacked_terms(m2, image, one_hot)
 
 
-def stacked_log_weights(m2, image, one_hot):
-    """log p(x|z1) + log p(z1|z2,y) + log p(z2) - log q(z1|x) - log q(z2|z1,y) in NumPy, `[K, batch]`."""
+def terms_given_each_label(m2, image):
+    """The same under each label: [batch, 3] and twice [K, batch, 3]."""
+    terms = [terms_given_label(m2, image, one_hot_rows(label, len(image))) for label in range(3)]
+    return (np.stack(columns, axis=-1) for columns in zip(*terms, strict=True))
+
+
+def one_hot_rows(label, count):
+    return np.tile(np.eye(3, dtype=np.float32)[label], (count, 1))
+
+
+def stacked_terms(m2, image, one_hot):
+    """As `numpy_terms`, of log p(x|z1) + log p(z1|z2,y) + log p(z2) - log q(z1|x) - log q(z2|z1,y)."""
     result = plain(m2)((image, one_hot))
     mean, stddev, latent = (
         np.float64(part) for part in (result.posterior.mean(), result.posterior.stddev(), result.latent)
@@ -121,7 +125,8 @@ def stacked_log_weights(m2, image, one_hot):
     assert np.ptp(raw) > 0.1
     assert np.ptp(loc) > 0.1
     log_prior = stats.norm.logpdf(upper) + stats.norm.logpdf(lower, loc, np.exp(2 * np.tanh(raw / 2)))
-    return log_likelihood + log_prior.sum(axis=-1) - log_posterior
+    log_ratio = log_prior.sum(axis=-1) - log_posterior
+    return -log_ratio.mean(axis=0), log_likelihood, log_likelihood + log_ratio
 
 
 @pytest.mark.parametrize("m2", [PLAIN], indirect=True)
@@ -278,21 +283,48 @@ def test_stacked_takes_no_other_prior():
 def test_without_labels_the_loss_is_a_sum_over_labels(shared, batch):
     image = batch[0][:50]
     log_q = log_label_posterior(shared, image)
-    # -U(x) = sum_y q(y|x) (-L(x,y)) + H(q(y|x)), with p(y) = 1/3 in L(x,y)
-    bound = np.sum(np.exp(log_q) * (elbo_given_each_label(shared, image) - np.log(3) - log_q), axis=1)
-    loss = SemiSupervisedNegativeELBO(classification_weight=7.0)
+    rate, log_likelihood, log_weights = terms_given_each_label(shared, image)
+    # U(x) = sum_y q(y|x) L(x,y) - H(q(y|x)), with p(y) = 1/3 in L(x,y)
+    rate = np.sum(np.exp(log_q) * (rate + np.log(3) + log_q), axis=1)
+    distortion = -np.sum(np.exp(log_q) * log_likelihood.mean(axis=0), axis=1)
     result = shared((image, np.tile(NONE, (50, 1))))
-    np.testing.assert_allclose(loss.call(image, result), -bound, rtol=1e-5)
-    np.testing.assert_allclose(objectives.elbo(image, result), bound, rtol=1e-5)
+    np.testing.assert_allclose(objectives.rate(result), rate, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(objectives.distortion(image, result), distortion, rtol=1e-5)
+    np.testing.assert_allclose(objectives.elbo(image, result), -distortion - rate, rtol=1e-5)
+    for kl_weight in (1.0, 0.3):
+        loss = SemiSupervisedNegativeELBO(classification_weight=7.0, kl_weight=kl_weight)
+        np.testing.assert_allclose(loss.call(image, result), distortion + kl_weight * rate, rtol=1e-5)
+    iwae = logsumexp(log_weights, axis=(0, 2)) - np.log(shared.num_samples) - np.log(3)
+    np.testing.assert_allclose(objectives.iwae(image, result), iwae, rtol=1e-5)
 
 
 def test_with_all_labels_the_loss_is_that_of_the_cvae_and_the_classification_term(shared, batch):
     image, one_hot = batch[0][:50], batch[1][:50]
     classification = -np.sum(one_hot * log_label_posterior(shared, image), axis=1)
     assert classification.max() > 1
-    expected = NegativeELBO().call(image, plain(shared)((image, one_hot))) + np.log(3) + 7 * classification
-    loss = SemiSupervisedNegativeELBO(classification_weight=7.0).call(image, shared((image, one_hot)))
-    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    rate, log_likelihood, log_weights = terms_given_label(shared, image, one_hot)
+    result = shared((image, one_hot))
+    for kl_weight in (1.0, 0.3):
+        expected = kl_weight * (rate + np.log(3)) - log_likelihood.mean(axis=0) + 7 * classification
+        loss = SemiSupervisedNegativeELBO(classification_weight=7.0, kl_weight=kl_weight)
+        np.testing.assert_allclose(loss.call(image, result), expected, rtol=1e-5)
+    iwae = logsumexp(log_weights, axis=0) - np.log(shared.num_samples) - np.log(3)
+    np.testing.assert_allclose(objectives.iwae(image, result), iwae, rtol=1e-5)
+
+
+def test_the_bound_on_held_out_images_is_that_given_their_label(shared, dataset):
+    rate, log_likelihood, log_weights = terms_given_label(shared, dataset.test.binarized(), dataset.test.one_hot())
+    distortion, iwae = -log_likelihood.mean(axis=0), logsumexp(log_weights, axis=0) - np.log(shared.num_samples)
+    found = evaluate_bound(shared, dataset.test.batches(10))
+    for estimate, values in (
+        (found.rate, rate),
+        (found.distortion, distortion),
+        (found.elbo, -distortion - rate),
+        *([(found.iwae, iwae)] if shared.num_samples > 1 else []),
+    ):
+        assert estimate.mean == pytest.approx(values.mean(), rel=1e-5)
+        assert estimate.standard_error == pytest.approx(values.std(ddof=1) / np.sqrt(len(values)), rel=1e-3)
+    assert found.to_dict() == evaluate_bound(plain(shared), dataset.test.batches(10)).to_dict()
 
 
 @pytest.mark.parametrize("options", [{}, {"kl_weight": 0.3}])
@@ -313,14 +345,19 @@ def test_a_mixed_batch_has_the_loss_of_its_rows(m2, batch, options):
 def test_free_bits_count_the_label_as_a_dimension(shared, batch):
     image, one_hot = batch[0][:24], batch[1][:24].copy()
     one_hot[::3] = 0
-    result = shared((image, one_hot))
-    per_dimension = objectives.rate_per_dimension(result).numpy()
-    assert per_dimension.shape == (24, 5)
-    np.testing.assert_allclose(per_dimension.sum(axis=1), objectives.rate(result), rtol=1e-5)
+    result, log_q = shared((image, one_hot)), log_label_posterior(shared, image)
+    weights = np.where(one_hot.any(axis=1, keepdims=True), one_hot, np.exp(log_q))
+    each = [numpy_rates(plain(shared)((image, one_hot_rows(label, 24)))) for label in range(3)]
+    _, log_likelihood, _ = terms_given_each_label(shared, image)
+    # KL(w(y) || p(y)), which is log 3 where the label is known.
+    of_label = np.log(3) + np.where(one_hot.any(axis=1), 0, np.sum(np.exp(log_q) * log_q, axis=1))
+    per_dimension = np.column_stack([np.einsum("bk,kbd->bd", weights, each), of_label])
+    np.testing.assert_allclose(objectives.rate_per_dimension(result), per_dimension, rtol=1e-4, atol=1e-5)
     rate = np.maximum(per_dimension.mean(axis=0), 0.5).sum()
-    expected = objectives.distortion(image, result) + rate + objectives.label_surprise(result)
+    distortion = -np.sum(weights * log_likelihood.mean(axis=0), axis=1)
     loss = SemiSupervisedNegativeELBO(classification_weight=1.0, free_bits=0.5)
-    np.testing.assert_allclose(loss.call(image, result), expected, rtol=1e-5)
+    surprise = -np.sum(one_hot * log_q, axis=1)
+    np.testing.assert_allclose(loss.call(image, result), distortion + rate + surprise, rtol=1e-5)
 
 
 def test_predict_is_the_mean_over_the_labels_at_the_posterior_mean(shared, batch):
@@ -438,6 +475,17 @@ def test_images_are_deformed_in_training_alone(batch):
     # The encoder sees the images as they are.
     encoded = [model((image, one_hot), training=training).given_each_label.posterior for training in (True, False)]
     np.testing.assert_array_equal(encoded[0].mean(), encoded[1].mean())
+
+
+@pytest.mark.parametrize("m2", [SAMPLES], indirect=True)
+def test_the_strength_of_a_deformation(m2, batch):
+    m2.seed, m2.deformation = 5, 0.5
+    image, one_hot = batch[0][:24], batch[1][:24]
+    seen = m2((image, one_hot), training=True).label_posterior.mean()
+    # Of the first step, after the numbers of the K latents.
+    noise = threefry_normal((5, 1), range(24), 3 * 4 + NUM_RANDOM)[:, 3 * 4 :]
+    expected = m2.label_posterior(deform(image, np.float32(0.5 * noise))).mean()
+    np.testing.assert_allclose(seen, expected, atol=1e-4)
 
 
 # The noise of a deformation comes after that of the K samples.

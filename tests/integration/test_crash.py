@@ -131,6 +131,8 @@ def test_killed_at_any_moment(part, processes, reference, tmp_path, request, rec
         process.join()
         assert process.exitcode == 0
         assert crash.differences(expected, crash.result(place / "run")) == [], name
+        crash.check_whole(place)
+        assert len(list(place.glob("served/[0-9]*"))) == 1
         finished += 1
         print(f"part {part}: {kills.total()} kills, {finished} trainings", file=sys.stderr, flush=True)
         shutil.rmtree(place)
