@@ -16,9 +16,10 @@ commands.import_tensorflow()
 import tensorflow as tf  # noqa: E402
 import tf_keras as keras  # noqa: E402
 
-from tfp_cvae import importance, recognition  # noqa: E402
+from tfp_cvae import figures, importance, recognition  # noqa: E402
 from tfp_cvae.build import build_cvae  # noqa: E402
 from tfp_cvae.data import Dataset, make_dataset  # noqa: E402
+from tfp_cvae.flows import CouplingFlow  # noqa: E402
 from tfp_cvae.model import CVAE  # noqa: E402
 
 # Which a shell takes from what it starts in the background, and that from the trainings that it starts.
@@ -43,6 +44,15 @@ LONGEST = (
     "test_callbacks",
     "test_evaluation",
     "test_sources",
+    "test_soak",
+    "test_serving",
+    "test_precision",
+    "test_cli",
+    "test_bad_requests",
+    "test_importance",
+    "test_layers",
+    "test_fuzz",
+    "test_networks",
 )
 
 
@@ -155,6 +165,15 @@ def cvae() -> CVAE:
     return model
 
 
+def small_cvae(network: str, prior: str, image_shape=(8, 8, 1), num_classes: int = 3, latent_size: int = 4) -> CVAE:
+    """As small as it can be, as a test is long for the graphs that it makes: one layer, or block, and two couplings."""
+    if prior != "flow":
+        return build_cvae(image_shape, num_classes, latent_size, network, width=8, depth=1, prior=prior)
+    cvae = small_cvae(network, "standard", image_shape, num_classes, latent_size)
+    one_hot = keras.Input((num_classes,), name="one_hot")
+    return CVAE(cvae.encoder, cvae.decoder, keras.Model(one_hot, CouplingFlow(latent_size, depth=2, width=8)(one_hot)))
+
+
 def spread_prior(model: CVAE) -> None:
     """Moves a label-conditional prior away from N(0, I), at which it starts."""
     kernel = model.prior_network.trainable_variables[0]
@@ -173,6 +192,12 @@ def quick_judge(monkeypatch):
     """No more epochs of classifiers than are asked for, and a short look at the speed, where neither matters."""
     monkeypatch.setattr(recognition, "_MIN_STEPS", 1)
     monkeypatch.setitem(importance.products_per_second.__kwdefaults__, "seconds", 0.01)
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """No figures at the end of a training, where nobody looks at them."""
+    monkeypatch.setattr(figures, "draw", lambda *given: [])
 
 
 @pytest.fixture
