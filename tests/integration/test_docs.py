@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import yaml
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
+import tfp_cvae
 from tfp_cvae import cli
 from tfp_cvae.build import build_semi_supervised_cvae
 from tfp_cvae.commands import Train
@@ -31,7 +33,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAGES = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
 TEXT = PAGES["serving"]
 
-# The blocks of these are run in order, each page in one process; those of serving.md need its export, and come below.
+# The blocks of these are run in order, as one file; those of serving.md need its export, and come below.
 WITH_PYTHON = ("concepts", "data", "evaluation", "few_labels", "index", "reliability", "results", "training", "workers")
 
 
@@ -67,9 +69,16 @@ def test_no_page_is_left_out():
         assert len(blocks("python", text)) == text.count("```python")
 
 
+@pytest.mark.usefixtures("quick_judge")
 @pytest.mark.parametrize("page", WITH_PYTHON)
-def test_page(page, tmp_path):
-    run([sys.executable, "-c", "\n".join(blocks("python", PAGES[page]))], tmp_path)
+def test_page(page, tmp_path, monkeypatch):
+    code = "\n".join(blocks("python", PAGES[page]))
+    # In a process of its own a module would not be there, if nothing else has imported it.
+    assert set(re.findall(r"(?<!from )\btfp_cvae\.(\w+)", code)) <= set(tfp_cvae.__all__)
+    # A file, as AutoGraph reads the source.
+    (tmp_path / "page.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("page.py", run_name="__main__")
 
 
 def test_commands_are_understood():
