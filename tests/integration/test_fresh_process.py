@@ -4,7 +4,6 @@ import subprocess
 import sys
 
 import numpy as np
-import pytest
 import tf_keras as keras
 
 from tfp_cvae.build import build_cvae
@@ -15,48 +14,52 @@ import sys
 import numpy as np
 import tf_keras as keras
 import tfp_cvae
-cvae = keras.models.load_model(sys.argv[1])
-data = np.load(sys.argv[2])
-image, one_hot = data["image"], data["one_hot"]
-posterior = cvae.posterior(image, one_hot)
-likelihood = cvae.likelihood(data["latent"], one_hot)
-np.savez(
-    sys.argv[3],
-    mean=posterior.mean(),
-    stddev=posterior.stddev(),
-    probability=likelihood.mean(),
-    log_prob=likelihood.log_prob(image),
-    generated=cvae.generate([0, 1, 2, 2], seed=5),
-    prior=cvae.prior(one_hot).stddev(),
-)
+for folder in sys.argv[1:]:
+    cvae = keras.models.load_model(f"{folder}/cvae.keras")
+    data = np.load(f"{folder}/data.npz")
+    image, one_hot = data["image"], data["one_hot"]
+    posterior = cvae.posterior(image, one_hot)
+    likelihood = cvae.likelihood(data["latent"], one_hot)
+    np.savez(
+        f"{folder}/loaded.npz",
+        mean=posterior.mean(),
+        stddev=posterior.stddev(),
+        probability=likelihood.mean(),
+        log_prob=likelihood.log_prob(image),
+        generated=cvae.generate([0, 1, 2, 2], seed=5),
+        prior=cvae.prior(one_hot).stddev(),
+    )
 """
 
 
-@pytest.mark.parametrize("network", ["mlp", "residual", "conv"])
-def test_keras_file(tmp_path, network, dataset):
-    keras.utils.set_random_seed(0)
-    cvae = build_cvae((8, 8, 1), 3, 4, network, width=8, prior="label")
-    cvae.compile("adam", loss=NegativeELBO(), metrics=[ELBO()])
-    cvae.fit(dataset.train.batches(32), verbose=0)
-    cvae.save(tmp_path / "cvae.keras")
+def test_keras_files(tmp_path, dataset):
     image, one_hot = dataset.test.binarized(), dataset.test.one_hot()
     latent = np.random.default_rng(0).standard_normal((len(image), 4)).astype(np.float32)
-    np.savez(tmp_path / "data.npz", image=image, one_hot=one_hot, latent=latent)
-    posterior, likelihood = cvae.posterior(image, one_hot), cvae.likelihood(latent, one_hot)
-    expected = {
-        "mean": posterior.mean(),
-        "stddev": posterior.stddev(),
-        "probability": likelihood.mean(),
-        "log_prob": likelihood.log_prob(image),
-        "generated": cvae.generate([0, 1, 2, 2], seed=5),
-        "prior": cvae.prior(one_hot).stddev(),
-    }
-    files = [str(tmp_path / name) for name in ("cvae.keras", "data.npz", "loaded.npz")]
-    subprocess.run([sys.executable, "-c", LOAD, *files], check=True, capture_output=True)
-    loaded = np.load(tmp_path / "loaded.npz")
-    assert set(loaded) == set(expected)
-    for name, value in expected.items():
-        np.testing.assert_array_equal(loaded[name], value, err_msg=name)
+    expected = {}
+    for network in ("mlp", "residual", "conv"):
+        keras.utils.set_random_seed(0)
+        cvae = build_cvae((8, 8, 1), 3, 4, network, width=8, prior="label")
+        cvae.compile("adam", loss=NegativeELBO(), metrics=[ELBO()])
+        cvae.fit(dataset.train.batches(32), verbose=0)
+        folder = tmp_path / network
+        folder.mkdir()
+        cvae.save(folder / "cvae.keras")
+        np.savez(folder / "data.npz", image=image, one_hot=one_hot, latent=latent)
+        posterior, likelihood = cvae.posterior(image, one_hot), cvae.likelihood(latent, one_hot)
+        expected[folder] = {
+            "mean": posterior.mean(),
+            "stddev": posterior.stddev(),
+            "probability": likelihood.mean(),
+            "log_prob": likelihood.log_prob(image),
+            "generated": cvae.generate([0, 1, 2, 2], seed=5),
+            "prior": cvae.prior(one_hot).stddev(),
+        }
+    subprocess.run([sys.executable, "-c", LOAD, *map(str, expected)], check=True, capture_output=True)
+    for folder, values in expected.items():
+        loaded = np.load(folder / "loaded.npz")
+        assert set(loaded) == set(values)
+        for name, value in values.items():
+            np.testing.assert_array_equal(loaded[name], value, err_msg=f"{folder.name}: {name}")
 
 
 def test_import_is_light_and_complete():
