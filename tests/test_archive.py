@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import tf_keras as keras
-from conftest import perturb, unpickling
+from conftest import perturb, small_cvae, unpickling
 
 from tfp_cvae import archive, model_files
 from tfp_cvae.build import build_cvae
@@ -82,7 +82,7 @@ def dense(config):
 @pytest.mark.parametrize("prior", ["standard", "label", "flow"])
 @pytest.mark.parametrize("network", ["mlp", "residual", "conv"])
 def test_what_the_package_saves_is_loaded(tmp_path, network, prior):
-    model = build_cvae((6, 5, 3), 3, latent_size=3, network=network, prior=prior, width=8, depth=1)
+    model = small_cvae(network, prior, image_shape=(6, 5, 3), latent_size=3)
     schedule = keras.optimizers.schedules.CosineDecay(1e-3, 10)
     model.compile(keras.optimizers.Adam(schedule), NegativeELBO(free_bits=0.1), [ELBO(), "mse"])
     perturb(model)

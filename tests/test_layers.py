@@ -8,13 +8,12 @@ import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras as keras
-from conftest import stripes
+from conftest import small_cvae, stripes
 from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import distributions as tfd
 
 from tfp_cvae.bounds import evaluate_bound
-from tfp_cvae.build import build_cvae
 from tfp_cvae.data import make_dataset
 from tfp_cvae.flows import CouplingFlow
 from tfp_cvae.importance import importance_estimate
@@ -100,7 +99,7 @@ def test_layers_load_with_safe_mode_and_are_their_mean(tmp_path, layer, size):
 def test_several_threads_use_one_model():
     """As those of a web server do."""
     keras.utils.set_random_seed(0)
-    cvae = build_cvae((8, 8, 1), 3, 4, width=8, prior="flow")
+    cvae = small_cvae("mlp", "flow")
     images, labels = stripes(6)
 
     def use(seed):
@@ -132,7 +131,7 @@ def test_what_is_forgotten_makes_no_noise_when_it_goes(prior, batch, monkeypatch
     unraisable = []
     monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
     image, one_hot = (part[:4] for part in batch)
-    model = build_cvae((8, 8, 1), 3, latent_size=2, width=4, prior=prior)
+    model = small_cvae("mlp", prior)
 
     def work():
         posterior = model.posterior(image, one_hot)
@@ -166,7 +165,7 @@ def test_no_graph_stays_behind(network, prior, tmp_path):
     """TensorFlow keeps those with a custom gradient, and TensorFlow Probability those that ask for a density."""
     images, labels = stripes(20)
     data = make_dataset("stripes", ["a", "b", "c"], *[(images, labels)] * 3)
-    cvae = build_cvae((8, 8, 1), 3, latent_size=2, network=network, width=4, prior=prior)
+    cvae = small_cvae(network, prior)
     image, batches = data.test.binarized()[:4], data.test.batches(10)
 
     def save_and_load():
