@@ -8,16 +8,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
-from conftest import stripes
+from conftest import small_cvae, stripes
 
 import tfp_cvae
 from tfp_cvae.backup import Backup
 from tfp_cvae.build import build_cvae, build_semi_supervised_cvae
 from tfp_cvae.callbacks import HistoryCSV, ImageGrid, KLWarmUp, SwapEMAWeights
 from tfp_cvae.data import make_dataset
-from tfp_cvae.flows import CouplingFlow
 from tfp_cvae.losses import ELBO, NegativeELBO, SemiSupervisedNegativeELBO
-from tfp_cvae.model import CVAE
 
 
 class InterruptionError(Exception):
@@ -56,14 +54,6 @@ class Counting(keras.callbacks.Callback):
 
     def set_state(self, state):
         self.seen, self.total = state["seen"], state["total"]
-
-
-def small_cvae(network, prior):
-    """As small as it can be, as a test is long for the graphs that it makes: one layer, or block, and two couplings."""
-    if prior != "flow":
-        return build_cvae((8, 8, 1), 3, latent_size=4, network=network, width=8, depth=1, prior=prior)
-    cvae, one_hot = small_cvae(network, "standard"), keras.Input((3,), name="one_hot")
-    return CVAE(cvae.encoder, cvae.decoder, keras.Model(one_hot, CouplingFlow(4, depth=2, width=8)(one_hot)))
 
 
 class Notebook:

@@ -185,6 +185,7 @@ def test_train_prints_the_bound_and_where_the_pictures_are(tmp_path, npz, capfd)
     assert err == ""
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize(
     ("lowest", "highest", "binarization", "hinted"),
     [
@@ -209,6 +210,7 @@ def test_train_says_so_if_binarization_leaves_noise(tmp_path, capsys, lowest, hi
     assert ("Binarized, these images are mostly noise: --binarization none" in capsys.readouterr().out) == hinted
 
 
+@pytest.mark.usefixtures("quick_judge")
 def test_evaluate_prints_and_keeps_the_numbers_and_draws_them(run_folder, capfd):
     flags = {"--num-importance-samples": "120", "--num-images": "20", "--label-margin": "7", "--seed": "5"}
     assert main(["evaluate", str(run_folder), "--quick", *[word for flag in flags.items() for word in flag]]) == 0
@@ -361,6 +363,7 @@ def test_generate(run_folder, tmp_path, capsys, monkeypatch):
     assert PIL.Image.open(picture).size[0] > 300
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_generate_without_classes(npz, tmp_path, capsys):
     run = str(tmp_path / "vae")
     settings = ["--epochs", "1", "--width", "16", "--latent-size", "4", "--batch-size", "32"]

@@ -30,6 +30,10 @@ SMALL = EvaluationConfig(num_importance_samples=150, generated_per_class=20, cla
 TINY = EvaluationConfig(num_importance_samples=120, generated_per_class=3, classifier_epochs=1)
 
 
+# Weights of `trained`.
+FITTED = {}
+
+
 def trained(dataset, num_classes=None, prior="standard"):
     keras.utils.set_random_seed(0)
     classes = dataset.num_classes if num_classes is None else num_classes
@@ -39,12 +43,19 @@ def trained(dataset, num_classes=None, prior="standard"):
         flow = keras.Model(one_hot, CouplingFlow(4, depth=2, width=16)(one_hot))
         cvae = CVAE(cvae.encoder, cvae.decoder, flow)
     cvae.compile(keras.optimizers.Adam(3e-3), loss=NegativeELBO())
-    cvae.fit(dataset.train.batches(16, conditional=classes > 0), epochs=15, verbose=0)
+    key = dataset.fingerprint(), classes, prior
+    if key not in FITTED:
+        cvae.fit(dataset.train.batches(16, conditional=classes > 0), epochs=15, verbose=0)
+        FITTED[key] = cvae.get_weights()
+    cvae.set_weights(FITTED[key])
     return cvae
 
 
+@pytest.mark.usefixtures("quick_judge")
 @pytest.mark.parametrize("prior", ["standard", "flow"])
-def test_a_whole_evaluation(dataset, prior):
+def test_a_whole_evaluation(dataset, prior, monkeypatch):
+    # Enough of them for a judge of stripes.
+    monkeypatch.setattr(recognition, "_MIN_STEPS", 60)
     cvae = trained(dataset, prior=prior)
     result = evaluate(cvae, dataset, SMALL)
     image, label = dataset.test.binarized(), dataset.test.labels
@@ -349,7 +360,7 @@ def test_a_class_whose_samples_are_of_another(dataset):
     assert samples.classification_accuracy_score.mean < 0.7
 
 
-@pytest.mark.usefixtures("quick_judge")
+@pytest.mark.usefixtures("quick_judge", "no_figures")
 def test_one_image_of_a_class_and_none_of_another(dataset, tmp_path, npz):
     """What has no standard error says so, in the table and in the file."""
     run = train(TrainConfig(dataset=str(npz), epochs=1, batch_size=32, width=8), tmp_path / "run", verbose=0)
@@ -397,7 +408,7 @@ def test_colour_images_convolutions_and_other_binarizations(binarization):
     assert result.elbo.mean == pytest.approx(bound.elbo.mean, rel=0.05)
 
 
-@pytest.mark.usefixtures("quick_judge")
+@pytest.mark.usefixtures("quick_judge", "no_figures")
 @pytest.mark.parametrize("binarization", ["dynamic", "threshold"])
 def test_each_setting_reaches_what_it_is_for(dataset, npz, tmp_path, monkeypatch, binarization):
     config = TrainConfig(dataset=str(npz), epochs=1, batch_size=32, width=8, binarization=binarization, seed=5)
@@ -457,7 +468,7 @@ def test_wrong_class_probabilities(dataset, num_classes, given, error, message):
         evaluate(cvae, dataset, TINY, class_probabilities=given)
 
 
-@pytest.mark.usefixtures("quick_judge")
+@pytest.mark.usefixtures("quick_judge", "no_figures")
 def test_a_run_keeps_its_class_probabilities_on_other_data(npz, tmp_path):
     """p(y) belongs to the model, as it is exported, whatever the data set that it is evaluated on."""
     images, labels = stripes()
@@ -474,6 +485,7 @@ def test_a_run_keeps_its_class_probabilities_on_other_data(npz, tmp_path):
     assert abs(result.log_p_x.mean - unknown.log_p_x.mean) > 0.02
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_run_of_other_classes(dataset, npz, tmp_path):
     run = train(TrainConfig(dataset=str(npz), epochs=1, batch_size=32, width=8), tmp_path / "run", verbose=0)
     before = run.evaluation()

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
+from conftest import small_cvae
 
 from tfp_cvae import model_checks
 from tfp_cvae.backup import Backup
@@ -28,6 +29,8 @@ def built(policy, network, prior):
     with dtype_policy(policy):
         if network in ("m2", "m1+m2"):
             return build_semi_supervised_cvae((8, 8, 1), 3, 4, width=16, stacked=network == "m1+m2", deformation=0.5)
+        if prior == "flow":
+            return small_cvae(network, prior)
         return build_cvae((8, 8, 1), 3, 4, network, width=16, prior=prior)
 
 
@@ -94,7 +97,7 @@ def test_save_load_and_serve(network, prior, dataset, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.usefixtures("quick_judge")
+@pytest.mark.usefixtures("quick_judge", "no_figures")
 def test_train_and_evaluate(tmp_path, npz):
     settings = {"width": 16, "latent_size": 4, "prior": "label", "epochs": 2, "batch_size": 32, "ema_momentum": 0.9}
     config = TrainConfig(dataset=str(npz), precision="mixed_bfloat16", **settings)

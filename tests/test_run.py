@@ -299,6 +299,7 @@ def test_resume_takes_the_settings_from_the_run(stopped, capsys):
     assert crash.differences(before, crash.result(stopped.path)) == []
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_evaluation_of_a_finished_training_is_kept(folder, npz):
     """The training was killed while its figures were drawn, and then evaluated at length."""
     before = json.loads((folder / "evaluation.json").read_text())
@@ -330,6 +331,7 @@ def test_evaluation_of_an_unfinished_training_is_of_another_model(stopped, npz, 
     assert stopped.faults() == {}
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_resume_finds_the_run_by_the_name_of_the_data_set(stopped, npz, monkeypatch, capsys):
     monkeypatch.chdir(stopped.path.parent)
     (stopped.path.parent / "runs").mkdir()
@@ -470,6 +472,7 @@ def test_resume_when_there_is_room_again(tmp_path, npz):
     assert len(Run.load(tmp_path / "run").history()) >= 1
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_resume_begins_where_there_is_nothing(tmp_path, npz):
     run = train(small(npz, epochs=1), tmp_path / "run", resume=True, verbose=0)
     assert run.is_finished()
@@ -531,6 +534,7 @@ def test_a_row_of_the_history_that_was_cut_short(stopped):
         stopped.history()
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_an_evaluation_made_during_a_training_does_not_outlive_it(stopped, monkeypatch):
     """It may be of an epoch that was the best for a while."""
 
@@ -548,6 +552,7 @@ def test_an_evaluation_made_during_a_training_does_not_outlive_it(stopped, monke
     assert np.isfinite(run.evaluation()["elbo"]["mean"])
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_resume_with_other_versions_says_so(stopped, capsys):
     settings = json.loads((stopped.path / "config.json").read_text())
     settings["versions"]["tensorflow"] = "2.0.0"
@@ -710,6 +715,7 @@ def test_a_folder_of_another_program_is_not_overwritten(tmp_path, npz):
     assert {path.read_text() for path in paper.rglob("*") if path.is_file()} == {'{"model_type": "bert"}'}
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_what_others_hide_in_the_folder_is_left_alone(tmp_path, npz):
     for name in (".tmp-mine", ".lock", ".tmp-dir/thesis.tex"):
         (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -155,6 +155,7 @@ def test_images_without_label_are_refused_before_training(tmp_path, npz, split):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("network", ["mlp", "conv"])
 def test_the_same_seed_gives_the_same_training(once, tmp_path, npz, network):
     if network == "mlp":
@@ -168,11 +169,13 @@ def test_the_same_seed_gives_the_same_training(once, tmp_path, npz, network):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_another_seed_gives_another_training(once, tmp_path):
     other = train(dataclasses.replace(once.config, seed=1), tmp_path / "run", verbose=0)
     assert numbers(once)[0] != numbers(other)[0]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_kept_model_is_the_best_of_the_validation(tmp_path):
     # Noise, of which nothing can be learned but the training images themselves.
     noise = 255 * np.random.default_rng(0).integers(0, 2, (100, 8, 8, 1), np.uint8)
@@ -187,6 +190,7 @@ def test_the_kept_model_is_the_best_of_the_validation(tmp_path):
     assert again["elbo"] == pytest.approx(max(validation), rel=1e-5)
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize(
     "options",
     [
@@ -309,12 +313,14 @@ def test_the_configuration_reaches_data_and_callbacks(tmp_path, npz, monkeypatch
         assert (callbacks[kind].monitor, callbacks[kind].monitor_op) == ("val_loss", np.less)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_warm_up_ends_at_the_weight_of_the_configuration(tmp_path, npz):
     run = train(small(npz, kl_weight=0.5, kl_warmup_epochs=2), tmp_path / "run", verbose=0)
     weights = [(row["loss"] - row["distortion"]) / row["rate"] for row in run.history()]
     assert weights == pytest.approx([0.25, 0.5, 0.5], rel=1e-3)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_average_of_the_weights_is_what_is_kept(once, tmp_path):
     config = dataclasses.replace(once.config, ema_momentum=0.9)
     plain, averaged = once, train(config, tmp_path / "averaged", verbose=0)
@@ -339,6 +345,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_says_so(tmp_path, npz)
     assert all(np.isfinite(variable).all() for variable in run.model().get_weights())
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_model_before_a_loss_that_is_not_finite_is_kept(tmp_path, npz, monkeypatch):
     on_batch = StopAtNonFiniteLoss.on_train_batch_end
 
@@ -392,6 +399,7 @@ def test_the_rows_of_the_figures_are_the_classes(once):
                     np.testing.assert_allclose(canvas[top : top + 8, left : left + 8], expected, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_early_stopping(tmp_path, npz):
     config = small(npz, epochs=60, learning_rate=0.2, learning_rate_schedule="constant", early_stopping=2)
     history = train(config, tmp_path / "run", verbose=0).history()
@@ -399,6 +407,7 @@ def test_early_stopping(tmp_path, npz):
     assert len(history) == best + 3 < 60
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_an_existing_folder_is_never_overwritten_unasked(once, tmp_path, npz):
     shutil.copytree(once.path, tmp_path / "run")
     before = (tmp_path / "run" / "model.keras").read_bytes()
