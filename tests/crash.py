@@ -19,6 +19,7 @@ import tf_keras as keras
 from tfp_cvae import atomic, backup, figures, interruption, training
 from tfp_cvae.config import TrainConfig
 from tfp_cvae.export import export_run
+from tfp_cvae.flows import CouplingFlow
 from tfp_cvae.run import Run
 
 # The process that has imported TensorFlow.
@@ -85,6 +86,8 @@ def run(settings, folder, target=None, seed=0):
         shim.install()
         # A backup after each epoch, however short; or but one, so that the other files are epochs ahead of it.
         backup.Backup.__init__.__kwdefaults__["every_seconds"] = 0 if seed < 0.7 else 1000
+        # Two couplings of width 16, as most of the time would go into what TensorFlow makes of more.
+        CouplingFlow.__init__.__defaults__ = (2, 16)
         found = training.train(TrainConfig.from_dict(settings), folder / "run", resume=True, verbose=0)
         if not list(folder.glob("served/[0-9]*")):
             export_run(found, folder / "served", num_importance_samples=2)

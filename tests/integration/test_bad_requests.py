@@ -27,7 +27,7 @@ if __name__ != "__main__":  # The process that answers has no Python TensorFlow.
     import stand_ins
     import tensorflow as tf
     import tf_keras as keras
-    from conftest import perturb
+    from conftest import perturb, small_cvae
 
     from tfp_cvae.build import build_cvae, build_semi_supervised_cvae
     from tfp_cvae.export import export_saved_model
@@ -475,7 +475,10 @@ def models(tmp_path_factory):
     ]
     for index, (build, num_classes, prior) in enumerate(kinds):
         keras.utils.set_random_seed(index)
-        cvae = build((8, 8, 1), num_classes, 4, width=8, prior=prior)
+        if prior == "flow":
+            cvae = small_cvae("mlp", prior, num_classes=num_classes)
+        else:
+            cvae = build((8, 8, 1), num_classes, 4, width=8, prior=prior)
         perturb(cvae)
         folders.append(export_saved_model(cvae, tmp_path_factory.mktemp("models") / "cvae", num_importance_samples=K))
         found.append(Model(index, cvae, dict(sorted(stand_ins.signature_tensors(folders[-1]).items()))))
