@@ -36,7 +36,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "homework": Recipe(
             "the report that this package began as: plain MLP 500-500, constant learning rate",
             TrainConfig(learning_rate_schedule="constant"),
-            "MNIST, as long as default: ELBO -88.2, log p(x|y) -84.1 nats",
+            "MNIST, 6 minutes: ELBO -88.0, log p(x|y) -83.8 nats",
         ),
         "ten-minutes": Recipe(
             "the most for ten minutes of training on the full MNIST with two cores",
