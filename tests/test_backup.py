@@ -408,6 +408,30 @@ def test_arrays_that_keras_would_shuffle(cvae, batch, tmp_path):
     assert Backup(tmp_path).finished
 
 
+def test_a_sequence_in_its_order_goes_on(batch, tmp_path):
+    class Halves(keras.utils.Sequence):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            image, one_hot = (part[index::2] for part in batch)
+            return (image, one_hot), image
+
+    def weights(folder, *others):
+        keras.utils.set_random_seed(0)
+        cvae = build_cvae((8, 8, 1), 3, latent_size=2, width=8)
+        cvae.compile("adam", loss=NegativeELBO())
+        backup = Backup(folder, every_seconds=0)
+        options = {"epochs": 4, "initial_epoch": backup.initial_epoch, "shuffle": False, "verbose": 0}
+        cvae.fit(Halves(), callbacks=[backup, *others], **options)
+        return cvae.get_weights()
+
+    with pytest.raises(InterruptionError):
+        weights(tmp_path / "stopped", Interrupt(2, "on_epoch_end"))
+    for found, expected in zip(weights(tmp_path / "stopped"), weights(tmp_path / "whole"), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize(("seconds", "error"), [("60", TypeError), (-1, ValueError)])
 def test_seconds_that_cannot_be(tmp_path, seconds, error):
     with pytest.raises(error, match="every_seconds: expected a number >= 0, got"):
@@ -548,7 +572,9 @@ def test_memory_that_would_come_back_changed(dataset, tmp_path):
 
     cvae = build_cvae((8, 8, 1), 3, latent_size=2, width=8)
     cvae.compile("adam", loss=NegativeELBO())
-    with pytest.raises(TypeError, match=r"state: expected names as keys, as JSON has them, got \[0\]; use str\(key\)"):
+    with pytest.raises(
+        TypeError, match=r"Counts.get_state: expected names as keys, as JSON has them, got \[0\]; use str\(key\)"
+    ):
         cvae.fit(dataset.validation.batches(11), callbacks=[Counts(), Backup(tmp_path)], verbose=0)
 
 

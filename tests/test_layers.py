@@ -25,6 +25,7 @@ from tfp_cvae.layers import (
     SiLU,
     clear_bijector_cache,
 )
+from tfp_cvae.losses import ELBO, NegativeELBO
 
 
 def test_multivariate_normal_diag():
@@ -178,14 +179,29 @@ def test_no_graph_stays_behind(network, prior, tmp_path):
     def importance():
         importance_estimate(cvae, image, data.test.labels[:4], num_samples=3)
 
+    def keras_evaluates():
+        cvae.compile(loss=NegativeELBO(), metrics=[ELBO()])
+        cvae.evaluate(batches, verbose=0)
+
+    def keras_predicts():
+        cvae.compile(loss=NegativeELBO())
+        cvae.predict(batches, verbose=0)
+
+    def function_of_a_user():
+        tf.function(lambda *given: cvae(given).mean_image())(image, data.test.one_hot()[:4])
+
     # One by one, as each clears up what the others have left.
-    for work in (save_and_load, bound, importance):
+    for work in (save_and_load, bound, importance, function_of_a_user):
         # Twice, as what is traced once more for another shape is so by the end of the second time.
         work()
         work()
         before = graphs()
         work()
         assert graphs() <= before, work
+    for work in (keras_evaluates, keras_predicts):
+        before = len(tfb.Bijector._cache.storage)
+        work()
+        assert len(tfb.Bijector._cache.storage) <= before, work
 
 
 def test_the_cache_of_bijectors_is_emptied_while_others_use_it():

@@ -1,4 +1,5 @@
 import collections
+import contextlib
 import hashlib
 import os
 import pickle
@@ -821,7 +822,7 @@ def test_arrays_in_variables_are_checked(cvae, tmp_path):
         cvae.predict(grey, verbose=0)
     plain = build_cvae((8, 8, 1), 0, latent_size=2, width=8)
     plain.compile("adam", loss=NegativeELBO())
-    with pytest.raises(ValueError, match="shuffle: expected False for arrays beside Backup without batches"):
+    with pytest.raises(ValueError, match="shuffle: expected False for arrays or a Sequence beside Backup without"):
         plain.fit(good[0], good[0], callbacks=[Backup(tmp_path)], verbose=0)
 
 
@@ -1049,6 +1050,34 @@ def test_weights_in_a_dataset_that_cannot_be(cvae, weight):
     bad = np.float32([1, 1, 1, 1, 1, weight])
     with pytest.raises(tf.errors.InvalidArgumentError, match="sample_weight: expected finite values >= 0"):
         cvae.fit(tf.data.Dataset.from_tensors(((IMAGE, ONE_HOT), IMAGE, bad)), verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("weight", "error", "message"),
+    [
+        (tf.ones(6, tf.bfloat16), None, None),
+        (np.ones(6), None, None),
+        (np.ones((6, 1), int), None, None),
+        ((np.ones(6),), TypeError, "sample_weight: expected a tensor, got"),
+        ({"a": np.ones(6)}, TypeError, "sample_weight: expected a tensor, got"),
+        (tf.ragged.constant([[1.0]] * 6), TypeError, "sample_weight: expected a tensor, got"),
+        (["1"] * 6, TypeError, "sample_weight: expected numbers, got dtype string"),
+        (np.ones(6, np.complex64), TypeError, "sample_weight: expected numbers, got dtype complex64"),
+        (np.ones((6, 8, 8, 1)), ValueError, r"sample_weight: expected shape \[batch\], got \[6, 8, 8, 1\]"),
+    ],
+)
+def test_forms_of_weights_in_a_dataset(cvae, weight, error, message):
+    cvae.compile("adam", NegativeELBO())
+    data = tf.data.Dataset.from_tensors(((IMAGE, ONE_HOT), IMAGE, weight))
+    for call in (cvae.fit, cvae.evaluate, lambda data, verbose: cvae.fit(data, validation_data=data, verbose=verbose)):
+        with pytest.raises(error, match=message) if error else contextlib.nullcontext():
+            call(data, verbose=0)
+
+
+def test_weights_of_any_kind_of_number(cvae):
+    cvae.compile("adam", NegativeELBO())
+    for weight in (tf.ones(6, tf.bfloat16), np.ones(6, bool), np.ones(6, int)):
+        cvae.fit((IMAGE, ONE_HOT), IMAGE, sample_weight=weight, verbose=0)
 
 
 def test_a_sequence_may_have_attributes_of_any_name(cvae, batch):

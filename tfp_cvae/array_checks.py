@@ -10,6 +10,8 @@ from tfp_cvae.checks import shown
 
 # By how much the sum of a row of probabilities may differ from 1.
 SUM_TOLERANCE = 1e-3
+# Kinds of dtypes: objects, text, times and complex numbers.
+_NOT_NUMBERS = "OSUMmc"
 
 
 def array(name: str, value: Any, dtype: type | None = None) -> np.ndarray:
@@ -50,7 +52,7 @@ def labels(name: str, value: np.ndarray, num_classes: int) -> None:
 def form(name: str, value: Any, shape: tuple[int, ...]) -> None:
     """Checks that what NumPy makes an array of is numbers `[n, *shape]`."""
     given = array(name, value)
-    if given.dtype.kind in "OSUMmc":
+    if given.dtype.kind in _NOT_NUMBERS:
         raise TypeError(f"{name}: expected numbers, got dtype {given.dtype}")
     if given.shape[1:] != shape or given.ndim != len(shape) + 1:
         hint = "; batch it" if given.shape == shape else ""
@@ -87,8 +89,9 @@ def finite(name: str, value: Any, size: int) -> np.ndarray:
 def sample_weight(value: Any) -> None:
     """Checks that weights of images are finite and >= 0."""
     given = array("sample_weight", value)
-    if given.dtype.kind not in "biuf":
+    if given.dtype.kind in _NOT_NUMBERS:
         raise TypeError(f"sample_weight: expected numbers, got dtype {given.dtype}")
+    given = given.astype(np.float32)
     good = np.isfinite(given) & (given >= 0)
     if not np.all(good):
         raise ValueError(f"sample_weight: expected finite numbers >= 0, got {given[~good][0]}")

@@ -97,6 +97,16 @@ def target_is_checked(spec: Any, shape: tuple[int, ...], *, strict: bool) -> boo
     return True
 
 
+def weight_is_checked(spec: Any) -> bool:
+    """Whether a data set has weights, by what it says; they have to be a number for each image."""
+    if _is_none(spec):
+        return False
+    if not isinstance(spec, tf.TensorSpec):
+        raise TypeError(f"sample_weight: expected a tensor, got {spec!r:.80}")
+    check_spec("sample_weight", spec, (1,) if spec.shape.rank == 2 else ())
+    return True
+
+
 def checked_dataset(
     data: tf.data.Dataset, takes_unlabelled: bool, *, inputs: bool, target: bool, sample_weight: bool
 ) -> tf.data.Dataset:
@@ -156,7 +166,7 @@ def _is_none(part: Any) -> bool:
 
 
 def _with_batch(shape: tuple[int, ...]) -> str:
-    return f"[batch, {', '.join(map(str, shape))}]"
+    return f"[{', '.join(['batch', *map(str, shape)])}]"
 
 
 def _stopped_unless(holds: tf.Tensor, message: str, advice: str, tensor: tf.Tensor, of_grey: bool) -> tf.Operation:

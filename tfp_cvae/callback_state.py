@@ -53,7 +53,10 @@ def get(callback: keras.callbacks.Callback, arrays: dict[str, Any]) -> Any:
         Types of JSON, with the name of an array in its place.
     """
     if isinstance(callback, Stateful):
-        return _without_arrays(callback.get_state(), arrays)
+        try:
+            return _without_arrays(callback.get_state(), arrays)
+        except TypeError as error:
+            raise TypeError(f"{type(callback).__name__}.get_state: {error}") from error
     return _without_arrays({name: getattr(callback, name) for name in _attributes(callback)}, arrays)
 
 
@@ -81,7 +84,7 @@ def _without_arrays(value: Any, arrays: dict[str, Any]) -> Any:
         return value.item()
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
-            raise TypeError(f"state: expected names as keys, as JSON has them, got {list(value)!r:.80}; use str(key)")
+            raise TypeError(f"expected names as keys, as JSON has them, got {list(value)!r:.80}; use str(key)")
         return {key: _without_arrays(part, arrays) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [_without_arrays(part, arrays) for part in value]

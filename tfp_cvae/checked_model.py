@@ -21,7 +21,9 @@ from tfp_cvae.batch_checks import (
     check_spec,
     checked_dataset,
     target_is_checked,
+    weight_is_checked,
 )
+from tfp_cvae.layers import clear_bijector_cache
 from tfp_cvae.model_checks import (
     KERAS_FORMAT_ONLY,
     check_callbacks,
@@ -108,7 +110,7 @@ class CheckedModel(keras.Model):
     def _running(self) -> Iterator[None]:
         """Has settings of the steps refuse to change, and puts back the number of steps at a time after an exception.
 
-        Keras leaves it lower if that comes in the last steps of an epoch.
+        Keras leaves it lower if that comes in the last steps of an epoch. Afterwards no density keeps a graph.
         """
         several = self._steps_per_execution
         number = None if several is None else several.numpy()
@@ -121,6 +123,8 @@ class CheckedModel(keras.Model):
             raise
         finally:
             self._num_running -= 1
+            if not self._num_running:
+                clear_bijector_cache()
 
     def build_optimizer(self) -> None:
         """Makes the variables of the optimizer: those made in a step that is being traced have it traced once more.
@@ -161,7 +165,8 @@ class CheckedModel(keras.Model):
 
         The form of a `tf.data.Dataset` is checked before the training, and each batch when it comes: one that is out of
         range stops the training with an `InvalidArgumentError` of TensorFlow. A subclass with a `call` or a step of its
-        own may be given what these take; it is checked as far as it is the image and the label of this model.
+        own may be given what these take; it is checked as far as it is the image and the label of this model. What a
+        `Sequence` gives in a process that is spawned (`use_multiprocessing`) is not checked.
 
         Args:
             x: `(image, one_hot)` arrays, or `image` without classes; or a `tf.data.Dataset`, `Sequence` or generator of
@@ -182,8 +187,8 @@ class CheckedModel(keras.Model):
 
         Raises:
             TypeError: If a callback is not one of `tf_keras`, or values are no numbers.
-            ValueError: If an array is not finite, out of range or of the wrong shape, batches have no target, weights
-                of images are negative, there is a class_weight, or the callbacks do not fit.
+            ValueError: If an array is not finite, out of range or of the wrong shape, batches have no target, a
+                sample_weight is negative or not finite, there is a class_weight, or the callbacks do not fit.
         """
         if class_weight is not None:
             raise ValueError(
@@ -398,7 +403,7 @@ class CheckedModel(keras.Model):
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data.element_spec)
         inputs = self._formed(step, x, check_spec)
         has_target = step != "predict_step" and target_is_checked(y, self.image_shape, strict=self.has_stock(step))
-        has_weight = has_target and isinstance(weight, tf.TensorSpec) and self.has_stock(step)
+        has_weight = has_target and self.has_stock(step) and weight_is_checked(weight)
         return checked_dataset(
             data, self.takes_unlabelled, inputs=bool(inputs), target=has_target, sample_weight=has_weight
         )

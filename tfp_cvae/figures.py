@@ -60,9 +60,9 @@ def draw_samples(run: Run, number: int | None, count: int, seed: int, path: path
     Args:
         run: The run.
         number: Number of the class, of `Run.class_number`; None for a model without classes.
-        count: Number of images, and
-        seed: seed of the first one, the others follow it, and
-        path: picture to write, which `pictures.check_samples` has let pass.
+        count: Number of images.
+        seed: Seed of the first image; the others follow it.
+        path: Picture to write.
     """
     images = run.model().generate(None if number is None else [number] * count, seed + np.arange(count)).numpy()
     name = "" if number is None else f", class {run.class_names[number]}"

@@ -70,7 +70,8 @@ class CouplingFlow(SerializableDistributionLambda):
         loc = tf.zeros([tf.shape(one_hot)[0], self.event_shape])
         # As a function, or Keras would track the networks a second time, through the distribution that it keeps.
         couplings = _Couplings(lambda index, inputs: self.conditioners[index](inputs), self.depth, one_hot)
-        return _Flow(tfd.MultivariateNormalDiag(loc=loc), couplings)
+        # Not a tfd.MultivariateNormalDiag, whose density keeps the graph in which it is asked for: it is a bijector's.
+        return _Flow(tfd.Independent(tfd.Normal(loc, 1.0), 1), couplings)
 
 
 class _Flow(tfd.TransformedDistribution):

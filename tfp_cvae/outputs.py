@@ -20,19 +20,25 @@ class CVAEOutput:
         prior: p(z|y), the same shapes; the batch shape of N(0, I) is `[]` without labels.
         latent: z_k ~ q(z|x,y), `[num_samples, batch, latent_size]` float32.
         likelihood: p(x|z_k,y), batch shape `[num_samples, batch]`, event shape `[height, width, channels]`.
-        log_prior: log p(z_k|y), `[num_samples, batch]` float32, nats.
     """
 
     posterior: tfd.Distribution
     prior: tfd.Distribution
     latent: tf.Tensor
     likelihood: tfd.Distribution
-    log_prior: tf.Tensor = dataclasses.field(init=False)
+    _log_prior: tf.Tensor | None = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        # Here, as a flow reads its weights when its density is asked for: metrics, which Keras updates after the
-        # optimizer has changed the weights, would have that of another prior than the loss.
-        object.__setattr__(self, "log_prior", self.prior.log_prob(self.latent))
+        # The parameters of a normal distribution are tensors, but a flow reads its weights when its density is asked
+        # for: metrics, which Keras updates after the optimizer has changed the weights, would have that of another
+        # prior than the loss.
+        is_normal = isinstance(getattr(self.prior, "tensor_distribution", self.prior), tfd.MultivariateNormalDiag)
+        object.__setattr__(self, "_log_prior", None if is_normal else self.prior.log_prob(self.latent))
+
+    @property
+    def log_prior(self) -> tf.Tensor:
+        """Density log p(z_k|y), `[num_samples, batch]` float32, nats."""
+        return self.prior.log_prob(self.latent) if self._log_prior is None else self._log_prior
 
     @property
     def shape(self) -> tf.TensorShape:

@@ -190,7 +190,8 @@ def _check_can_train(config: TrainConfig, dataset: Dataset, strategy: tf.distrib
 
 def _mid_tones(split: Split) -> float:
     """Mean variance of a binarized pixel over that of a fair coin, of some images: 0 of black and white, 1 of grey."""
-    value = split.binarized("none", rows=np.arange(min(_SOME_IMAGES, len(split))))
+    some = np.linspace(0, len(split) - 1, min(_SOME_IMAGES, len(split))).astype(int)
+    value = split.binarized("none", rows=some)
     return float(np.mean(4 * value * (1 - value)))
 
 
