@@ -172,7 +172,7 @@ for train_on, places in (
     (train, (memory, disk)),
     (train_several_steps_at_once, (memory,)),
     (train_with_own_step, (memory,)),
-    (train_with_few_labels, (memory,)),
+    (train_with_few_labels, (memory, disk)),
 ):
     one = train_on(memory, tf.distribute.get_strategy())
     for data in places:

@@ -148,7 +148,7 @@ def checked_dataset(
                     expected, advice = "rows in [0, 1] that sum to 1", "give one-hot rows"
                     holds &= tf.reduce_all(tf.abs(sums - 1) < SUM_TOLERANCE)
             elif name == "sample_weight":
-                expected, advice = "finite values >= 0", "give each image as much weight as it has"
+                expected, advice = "finite values >= 0", "a weight is how often an image counts"
                 holds = tf.reduce_all((tensor >= 0) & tf.math.is_finite(tensor))
             message = f"{name}: expected {expected}"
             # One after the other, so that the first of them is told.

@@ -366,7 +366,8 @@ class CVAE(CheckedModel):
     def _checked_rows(self, label: Any, seed: Any, size: int | None = None) -> tuple[tf.Tensor | None, np.ndarray]:
         """One-hot labels and seeds, one for each image."""
         seeds = array_checks.integers("seed", seed)
-        given = [array_checks.array("label", array).shape for array in (label, seeds) if array is not None]
+        labels = None if label is None else array_checks.array("label", label)
+        given = [array.shape for array in (labels, seeds) if array is not None]
         sizes = {shape[0] for shape in given if shape} | (set() if size is None else {size})
         if len(sizes) > 1:
             raise ValueError(f"label, seed: expected one of each for each image, got {sorted(sizes)} in number")
